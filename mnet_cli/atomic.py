@@ -1,0 +1,59 @@
+"""The one way in which mnet writes files: whole under the final name, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mnet_cli.errors import MachineError
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its name once it is safely on disk.
+
+    The file is flushed, fsynced and renamed with `os.replace`, then the folder is fsynced;
+    a reader sees the old file or the new one, never a part. If the block raises, the
+    temporary file is removed and `path` is as it was.
+
+    Args:
+        path: The final name. Its folder must exist.
+        mode: A writing mode of `open`.
+        **open_options: Further options of `open`, such as `newline`.
+
+    Raises:
+        MachineError: The operating system refused (disk full, read-only, quota).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if "b" not in mode:
+        open_options.setdefault("encoding", "utf-8")
+    try:
+        with temporary.open(mode, **open_options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MachineError(
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "a writable folder with free space was expected",
+            "Free some space or choose another folder",
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable (POSIX; other systems cannot open folders)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""MobileNets as plain `nn.Module`s, one paper a file."""
