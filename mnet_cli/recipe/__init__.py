@@ -1,0 +1,27 @@
+"""Recipes: the YAML files that describe a training run."""
+
+from mnet_cli.recipe.checking import plain_values
+from mnet_cli.recipe.loading import (
+    dump_recipe,
+    find_recipe,
+    load_recipe,
+    parse_recipe,
+    shipped_recipes,
+)
+from mnet_cli.recipe.schema import Data, Model, Output, Phase, Recipe, Train, json_schema
+
+__all__ = [
+    "Data",
+    "Model",
+    "Output",
+    "Phase",
+    "Recipe",
+    "Train",
+    "dump_recipe",
+    "find_recipe",
+    "json_schema",
+    "load_recipe",
+    "parse_recipe",
+    "plain_values",
+    "shipped_recipes",
+]

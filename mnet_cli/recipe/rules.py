@@ -1,0 +1,118 @@
+"""Keys that contradict one another or would have no effect, as data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+from mnet_cli.models.published import PUBLISHED_NAMES, widths_with_weights
+from mnet_cli.recipe.schema import Arch
+
+STARTER = ("mobilenet_v2", 0.35)  # architecture and width of the weights that ship with mnet
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a key that a recipe gives, in the light of others.
+
+    Args:
+        keys: The key that the rule is about, then those it depends on.
+        broken: Takes the keys' values in that order; true when the first cannot stand.
+        found: What is wrong; `{0}`, `{1}` … stand for the values.
+        expected: What was expected instead, in the same form.
+        next_step: What to do next, likewise.
+    """
+
+    keys: tuple[str, ...]
+    broken: Callable[..., bool]
+    found: str
+    expected: str = ""
+    next_step: str = ""
+
+
+def _beside_phases(key: str, own_key: str) -> Rule:
+    return Rule(
+        (key, "train.phases"),
+        lambda value, phases: bool(phases),
+        "no effect beside train.phases",
+        f"every phase has its own {own_key}",
+        "Remove one of the two; --set KEY=null removes a key",
+    )
+
+
+def _needs_published_width(row: str) -> Rule:
+    widths = widths_with_weights(row)
+    return Rule(
+        ("model.width_mult", "model.arch", "model.weights"),
+        lambda width, arch, weights: (
+            arch == row and weights in PUBLISHED_NAMES and width not in widths
+        ),
+        "{0} with model.arch: {1} and model.weights: {2}",
+        "weights are published for a width_mult of " + ", ".join(f"{w:g}" for w in widths),
+        "Choose one of these, or set model.weights to none or to a file",
+    )
+
+
+RULES = (
+    _beside_phases("train.epochs", "epochs"),
+    _beside_phases("model.freeze", "freeze"),
+    _beside_phases("train.lr", "lr"),
+    Rule(
+        ("train.momentum", "train.optimizer"),
+        lambda momentum, optimizer: optimizer != "sgd",
+        "no effect with train.optimizer: {1}",
+        "only sgd has a momentum of its own",
+        "Remove it, or set train.optimizer: sgd",
+    ),
+    Rule(
+        ("train.warmup_epochs", "train.schedule"),
+        lambda warmup, schedule: warmup > 0 and schedule == "onecycle",
+        "{0} with train.schedule: onecycle",
+        "onecycle has a warmup of its own",
+        "Remove it, or set train.schedule: cosine",
+    ),
+    Rule(
+        ("train.warmup_epochs", "train.epochs", "train.phases"),
+        lambda warmup, epochs, phases: not phases and warmup > 0 and warmup >= epochs,
+        "{0} with train.epochs: {1}",
+        "a warmup shorter than the training was expected",
+        "Lower it, or raise train.epochs",
+    ),
+    Rule(
+        ("data.crop_scale_min", "data.augment"),
+        lambda scale, augment: augment == "none",
+        "no effect with data.augment: none",
+        "without augmentation nothing is cropped at random",
+        "Remove one of the two",
+    ),
+    Rule(
+        ("data.random_erasing", "data.augment"),
+        lambda probability, augment: probability > 0 and augment == "none",
+        "{0} with data.augment: none",
+        "erasing is an augmentation",
+        "Remove one of the two",
+    ),
+    Rule(
+        ("model.reduced_tail", "model.arch"),
+        lambda reduced, arch: reduced and not arch.startswith("mobilenet_v3"),
+        "true with model.arch: {1}",
+        "only mobilenet_v3_large and mobilenet_v3_small have a reduced tail",
+        "Remove it, or change model.arch",
+    ),
+    Rule(
+        ("model.reduced_tail", "model.weights", "model.arch"),
+        lambda reduced, weights, arch: (
+            reduced and weights in PUBLISHED_NAMES and arch.startswith("mobilenet_v3")
+        ),
+        "true with model.weights: {1}",
+        "no weights are published for the reduced tail",
+        "Remove it, or set model.weights to none or to a file",
+    ),
+    Rule(
+        ("model.weights", "model.arch", "model.width_mult"),
+        lambda weights, arch, width: weights == "starter" and (arch, width) != STARTER,
+        "starter with model.arch: {1} and model.width_mult: {2}",
+        "the starter weights are of {} at {}".format(*STARTER),
+        "Change model.weights, or set model.arch and model.width_mult to these",
+    ),
+    *(_needs_published_width(arch) for arch in get_args(Arch)),
+)
