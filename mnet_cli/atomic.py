@@ -1,6 +1,7 @@
 """The one way in which mnet writes files: whole under the final name, or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,38 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside `folder` that takes its name once it is complete.
+
+    If the block raises, the temporary folder is removed and `folder` is as it was.
+
+    Args:
+        folder: The final name; nothing or an empty folder may stand there. Missing parents
+            are made.
+
+    Raises:
+        MachineError: The operating system refused.
+    """
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()  # refuses a folder that has been filled meanwhile
+        temporary.rename(folder)
+    except OSError as error:
+        raise MachineError(
+            str(folder),
+            f"cannot be written ({error.strerror or error})",
+            "a writable place with free space was expected",
+            "Free some space or choose another folder",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from mnet_cli.errors import RecipeError
-from mnet_cli.recipe.reading import Document, KeyPath, Problem, dotted, printable
+from mnet_cli.recipe.reading import Document, KeyPath, Problem, dotted
 from mnet_cli.recipe.rules import RULES, Rule
 from mnet_cli.recipe.schema import SCHEMA_VERSION, Recipe, json_schema
+from mnet_cli.text import printable
 
 MAX_PROBLEMS = 20  # what fits a screen
 

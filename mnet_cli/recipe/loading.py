@@ -15,10 +15,10 @@ from mnet_cli.recipe.reading import (
     KeyPath,
     Origin,
     plain_scalar,
-    printable,
     read_yaml,
 )
 from mnet_cli.recipe.schema import Recipe
+from mnet_cli.text import printable
 
 _PACKAGE = Path(__file__).parent.parent
 

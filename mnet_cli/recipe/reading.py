@@ -15,6 +15,7 @@ import yaml
 from yaml import events as ev
 
 from mnet_cli.errors import RecipeError
+from mnet_cli.text import printable
 
 MAX_SIZE = 64 * 1024
 MAX_DEPTH = 16
@@ -101,13 +102,7 @@ class Document:
 
 def dotted(path: KeyPath) -> str:
     """A path as errors and `--set` write it, such as train.phases.0.lr."""
-    return ".".join(printable(str(step)) for step in path)
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Text fit for one line of a terminal: control characters escaped, the rest cut off."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return ".".join(printable(str(step), 200) for step in path)
 
 
 def read_yaml(text: str, source: str, *, path: KeyPath = (), numbered: bool = True) -> Document:
@@ -243,7 +238,7 @@ def _scalar(event: Any, path: KeyPath, document: Document) -> Any:
     if not isinstance(value, str):
         return value
     old_tag = "str" if event.style else _OLD_RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
-    shown = printable(text)
+    shown = printable(text, 200)
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         fault: tuple[str, ...] = (
             f'"{shown}" was found',

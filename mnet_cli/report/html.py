@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mnet_cli.atomic import atomic_write
 from mnet_cli.data.images import read_image
-from mnet_cli.data.scan import shown
 from mnet_cli.errors import DataError
 from mnet_cli.metrics import ClassScore, macro_f1, wilson_interval
+from mnet_cli.text import printable
 
 MAX_MATRIX_CLASSES = 30  # a larger confusion matrix does not fit on a screen
 MAX_PAIRS = 20
@@ -160,7 +160,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         # Markup is what the template's own macros return; all other text is data.
-        finalize=lambda value: shown(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

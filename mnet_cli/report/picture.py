@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mnet_cli.atomic import atomic_write
-from mnet_cli.data.scan import shown
+from mnet_cli.text import printable
 
 SIDE = 512  # pixels of the photograph's longer side, enlarged or reduced
 MARGIN = 20
@@ -73,7 +73,7 @@ def _draw_row(draw: ImageDraw.ImageDraw, top: int, name: str, probability: float
 
 def _fitted(text: str, font: Font, width: int) -> str:
     """`text` on one line without accents, cut to at most `width` pixels."""
-    letters = unicodedata.normalize("NFKD", shown(text))
+    letters = unicodedata.normalize("NFKD", printable(text))
     text = "".join(letter for letter in letters if not unicodedata.combining(letter))
     text = text[:width]  # no letter is narrower than a pixel, and measuring is slow
     if font.getlength(text) <= width:

@@ -1,0 +1,129 @@
+"""The checkpoint file: everything that evaluation, prediction and export need.
+
+Format 1 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
+`format`, `mnet_version`, `arch`, `model_args`, `state_dict`, `class_names`, `preprocess`,
+`recipe` and `metrics`. `last.pt` adds `training`: optimizer, scheduler, ema, epoch, step
+and seed. The `state_dict` of V2 and V3 has torchvision's names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mnet_cli import __version__
+from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import WeightsError
+from mnet_cli.models.registry import build_model
+from mnet_cli.tensorfile import read_tensors, write_tensors
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier and where it came from.
+
+    Attributes:
+        arch: Name in the registry of architectures.
+        model_args: Keyword arguments of `build_model` besides the number of classes.
+        state_dict: Parameters and buffers, on the CPU, float32.
+        class_names: In the order of the logits.
+        preprocess: How an image becomes the model's input.
+        recipe: The resolved recipe, as plain values.
+        metrics: Of the epoch that the state belongs to.
+        training: What a resume needs besides; empty in `best.pt`.
+    """
+
+    arch: str
+    model_args: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor]
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`, whole or not at all.
+
+    Raises:
+        MachineError: The file cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "mnet_version": __version__,
+        "arch": checkpoint.arch,
+        "model_args": dict(checkpoint.model_args),
+        "state_dict": {name: tensor.cpu() for name, tensor in checkpoint.state_dict.items()},
+        "class_names": list(checkpoint.class_names),
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "recipe": dict(checkpoint.recipe),
+        "metrics": dict(checkpoint.metrics),
+    }
+    if checkpoint.training:
+        content["training"] = dict(checkpoint.training)
+    write_tensors(path, content)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint at `path`, or `best.pt` of the run directory at `path`.
+
+    Raises:
+        WeightsError: The file is missing, damaged, hostile, of a newer format, or no
+            checkpoint of mnet.
+    """
+    if path.is_dir():
+        path = path / "best.pt"
+    content = read_tensors(path)
+    version = content.get("format")
+    if not isinstance(version, int):
+        raise WeightsError(
+            str(path),
+            "weights without a format, class names and preprocessing",
+            "a checkpoint written by mnet train was expected",
+            "Use it as model.weights in a recipe instead",
+        )
+    if version > FORMAT:
+        raise WeightsError(
+            str(path),
+            f"checkpoint format {version}",
+            f"format {FORMAT} or older was expected",
+            "Update mnet",
+        )
+    try:
+        return Checkpoint(
+            arch=content["arch"],
+            model_args=content["model_args"],
+            state_dict=content["state_dict"],
+            class_names=tuple(content["class_names"]),
+            preprocess=Preprocess.from_dict(content["preprocess"]),
+            recipe=content["recipe"],
+            metrics=content["metrics"],
+            training=content.get("training", {}),
+        )
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            str(path), f"an incomplete checkpoint ({error})", "all keys of format 1 were expected"
+        ) from error
+
+
+def build_from(checkpoint: Checkpoint) -> nn.Module:
+    """Build the checkpoint's model with its weights, in evaluation mode.
+
+    Raises:
+        WeightsError: The state does not fit the architecture it names.
+    """
+    model = build_model(checkpoint.arch, len(checkpoint.class_names), **checkpoint.model_args)
+    try:
+        model.load_state_dict(dict(checkpoint.state_dict), strict=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"checkpoint of {checkpoint.arch}",
+            "its tensors do not fit the architecture that it names",
+            "a whole checkpoint was expected",
+        ) from error
+    return model.eval()

@@ -1,0 +1,83 @@
+"""The command line: thin commands, and the one place where errors become exit codes."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from typer.exceptions import Abort, TyperException
+
+from mnet_cli import console
+from mnet_cli.cli.app import app
+from mnet_cli.errors import MachineError, MnetError, UsageError
+
+INTERRUPTED, TERMINATED, BUG = 130, 143, 1
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; not an Exception, so that nothing on the way swallows it."""
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its code."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; every error is printed as one line."""
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name="mnet", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except MnetError as error:
+        return _fail(error)
+    except TyperException as error:
+        return _fail(_usage_error(error))
+    except (KeyboardInterrupt, Abort):
+        console.note("mnet: interrupted")
+        return INTERRUPTED
+    except Terminated:
+        console.note("mnet: terminated")
+        return TERMINATED
+    except BrokenPipeError:
+        # The reader has what it wanted; the interpreter must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(MachineError("mnet", error.strerror or str(error), "a healthy system"))
+    except Exception as error:
+        console.error(
+            MnetError(
+                "internal",
+                f"{type(error).__name__}: {error}",
+                "no error here was expected",
+                "This is a bug: report it with what --traceback shows",
+            )
+        )
+        _show_traceback()
+        return BUG
+
+
+def _fail(error: MnetError) -> int:
+    _show_traceback()
+    console.error(error)
+    return error.exit_code
+
+
+def _show_traceback() -> None:
+    if console.settings.traceback:
+        traceback.print_exc()
+
+
+def _usage_error(error: TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "mnet"
+    message = error.format_message().rstrip(".")
+    return UsageError(command, message[:1].lower() + message[1:], "", f"See {command} --help")
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -1,0 +1,93 @@
+"""The Typer application, its commands, and the options that every command has."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from mnet_cli import __version__, console
+from mnet_cli.cli.data import fetch, sample, split
+from mnet_cli.cli.evaluate import evaluate
+from mnet_cli.cli.info import info
+from mnet_cli.cli.predict import predict
+from mnet_cli.cli.recipes import list_recipes, schema, show
+from mnet_cli.cli.train import train
+
+Command = Callable[..., None]
+
+
+def shared_options(
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the Python traceback of an error.")
+    ] = False,
+) -> None:
+    """Apply the options that every command has."""
+    console.settings.json = json
+    console.settings.quiet = quiet
+    console.settings.traceback = traceback
+
+
+def with_shared_options(command: Command) -> Command:
+    """Give `command` the options of `shared_options` besides its own."""
+    shared = inspect.signature(shared_options).parameters
+
+    @wraps(command)
+    def with_settings(**values: Any) -> None:
+        shared_options(**{name: values.pop(name) for name in shared})
+        command(**values)
+
+    own = inspect.signature(command)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (*own.parameters.values(), *shared.values())
+    ]
+    with_settings.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_settings
+
+
+def _group(help_text: str, commands: dict[str, Command]) -> typer.Typer:
+    group = typer.Typer(help=help_text, add_completion=False)
+    for name, command in commands.items():
+        group.command(name)(with_shared_options(command))
+    return group
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.line(f"mnet {__version__}")
+        raise typer.Exit
+
+
+app = _group(
+    "Transfer learning for the MobileNet family.",
+    {"train": train, "eval": evaluate, "predict": predict, "info": info},
+)
+app.add_typer(
+    _group("Draw, fetch and split data sets.", {"sample": sample, "fetch": fetch, "split": split}),
+    name="data",
+)
+app.add_typer(
+    _group(
+        "List, show and describe recipes.", {"list": list_recipes, "show": show, "schema": schema}
+    ),
+    name="recipes",
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Transfer learning for the MobileNet family: train, evaluate, predict."""

@@ -1,0 +1,72 @@
+"""`mnet data`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.errors import UsageError
+
+FolderArgument = Annotated[Path, typer.Argument(help="Where to put it.")]
+ValOption = Annotated[
+    float, typer.Option("--val", min=0, max=1, help="Share of each class set aside as val.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives another set.")]
+
+
+def sample(folder: FolderArgument = Path("data_set/sample"), seed: SeedOption = 0) -> None:
+    """Draw a small flower set, five classes of 80 + 20 pictures, and tulip.jpg."""
+    from mnet_cli.data.sample import draw_sample
+
+    with console.bar("drawing") as on_progress:
+        draw_sample(folder, seed=seed, on_progress=on_progress)
+    console.show({"folder": folder}, lambda: console.line(f"sample data set: {folder}"))
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help='What to fetch; so far "flowers".')],
+    folder: FolderArgument = Path("data_set"),
+    val: ValOption = 0.1,
+    seed: SeedOption = 0,
+) -> None:
+    """Download the 3,670 flower photographs (229 MB), then split them into train and val."""
+    from mnet_cli.data.flower_photos import fetch_flower_photos
+    from mnet_cli.data.split import split_folder
+
+    if name != "flowers":
+        raise UsageError(f'"{name}"', "nothing of that name to fetch", '"flowers" was expected')
+    with console.bar("downloading", unit="B") as on_progress:
+        photos = fetch_flower_photos(folder, on_progress=on_progress)
+    destination = folder / "flowers"
+    with console.bar("splitting") as on_progress:
+        counts = split_folder(
+            photos, destination, val_fraction=val, seed=seed, on_progress=on_progress
+        )
+    _show_split(destination, asdict(counts))
+
+
+def split(
+    source: Annotated[Path, typer.Argument(help="One folder of classes.")],
+    destination: Annotated[Path, typer.Argument(help="Where train/ and val/ go.")],
+    val: ValOption = 0.1,
+    seed: SeedOption = 0,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the files even where a hard link would do.")
+    ] = False,
+) -> None:
+    """Split a folder of classes into train and val, the same way each time."""
+    from mnet_cli.data.split import split_folder
+
+    with console.bar("splitting") as on_progress:
+        counts = split_folder(
+            source, destination, val_fraction=val, seed=seed, copy=copy, on_progress=on_progress
+        )
+    _show_split(destination, asdict(counts))
+
+
+def _show_split(folder: Path, counts: dict[str, int]) -> None:
+    console.show(
+        {"folder": folder, **counts}, lambda: console.line(f"{folder}: {console.counts(counts)}")
+    )

@@ -1,0 +1,151 @@
+"""`mnet eval`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.cli.options import BatchSizeOption, CheckpointOption, DeviceOption
+from mnet_cli.errors import DataError, RefusedError
+
+if TYPE_CHECKING:
+    from mnet_cli.data.dataset import DataSet
+    from mnet_cli.evaluate import Evaluation
+    from mnet_cli.runtimes import Classifier
+
+WRONG_LISTED = 20  # wrong files on the screen; --json lists all
+
+
+def evaluate(
+    checkpoint: CheckpointOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images, one folder a class.", show_default="the recipe's"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    min_top1: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 6 if top-1 is below this share."),
+    ] = None,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a trained model on labelled images and list what it gets wrong."""
+    from mnet_cli import evaluate as evaluation
+    from mnet_cli.run_directory import latest_run
+    from mnet_cli.runtimes import open_classifier
+
+    classifier = open_classifier(checkpoint or latest_run(), device)
+    with console.bar("checking images") as on_progress:
+        images = _open_images(classifier, data, on_progress)
+    chosen = _choose_split(images, split, named=data is not None)
+    samples = images.splits[chosen]
+    with console.bar("evaluating") as on_progress:
+        result = evaluation.evaluate(
+            classifier.classify,
+            classifier.preprocess,
+            images.files(chosen),
+            samples.labels,
+            classifier.class_names,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+    document = {
+        "checkpoint": classifier.source,
+        "data": images.root,
+        "split": chosen,
+        **_as_document(result),
+    }
+    console.show(document, lambda: _show(document, result))
+    if min_top1 is not None and result.top1 < min_top1:
+        raise RefusedError(
+            str(classifier.source),
+            f"top-1 is {result.top1:.4f}",
+            f"at least {min_top1:g} was expected (--min-top1)",
+            "Train longer, or look at the wrong files above",
+        )
+
+
+def _open_images(classifier: "Classifier", root: Path | None, on_progress: Any) -> "DataSet":
+    """Open the images to score: those of `root`, or those of the recipe, split as it says."""
+    from mnet_cli.data.dataset import open_dataset
+    from mnet_cli.recipe import Recipe
+
+    recipe = Recipe.model_validate(classifier.recipe)
+    if root is not None:
+        return open_dataset(root, class_names=classifier.class_names, on_progress=on_progress)
+    if not Path(recipe.data.root).is_dir():
+        raise DataError(
+            recipe.data.root,
+            "the folder that the model was trained on is not here",
+            "labelled images were expected",
+            "Name some with --data DIR",
+        )
+    return open_dataset(
+        Path(recipe.data.root),
+        class_names=classifier.class_names,
+        val_fraction=recipe.data.val_fraction,
+        seed=recipe.train.seed,
+        skip_bad=recipe.data.skip_bad,
+        on_progress=on_progress,
+    )
+
+
+def _choose_split(images: "DataSet", split: str, *, named: bool) -> str:
+    if named and "all" in images.splits:
+        return "all"
+    if split not in images.splits:
+        raise DataError(
+            f"--split {split}",
+            f"{images.root} has no such split",
+            f"one of {', '.join(images.splits)} was expected",
+        )
+    return split
+
+
+def _as_document(result: "Evaluation") -> dict[str, Any]:
+    classes = zip(result.class_names, result.scores, strict=True)
+    return {
+        "images": len(result.labels),
+        **result.figures(),
+        "top1_interval": list(result.interval),
+        "classes": {name: vars(score) for name, score in classes},
+        "confusion": result.confusion.tolist(),
+        "wrong": result.wrong(),
+    }
+
+
+def _show(document: dict[str, Any], result: "Evaluation") -> None:
+    percent = console.percent
+    low, high = (percent(bound) for bound in result.interval)
+    console.line(f"{document['checkpoint']} on {document['data']} ({document['split']})")
+    console.line(
+        f"top-1 {percent(result.top1)} (95% interval {low} to {high} on {len(result.labels)} "
+        f"images)  top-3 {percent(result.top3)}  macro-F1 {percent(result.macro_f1)}"
+    )
+    console.line(f"loss {result.loss:.4f}  calibration error {percent(result.calibration_error)}")
+    console.table(
+        ("class", ">precision", ">recall", ">F1", ">images"),
+        [
+            (name, percent(s.precision), percent(s.recall), percent(s.f1), s.support)
+            for name, s in zip(result.class_names, result.scores, strict=True)
+        ],
+    )
+    console.table(
+        ("true \\ predicted", *(f">{name}" for name in result.class_names)),
+        [
+            (name, *(count or "·" for count in counts))
+            for name, counts in zip(result.class_names, result.confusion.tolist(), strict=True)
+        ],
+    )
+    wrong = result.wrong()
+    if wrong:
+        console.table(
+            ("wrong file", "true", "predicted", ">prob", ">true prob"),
+            [
+                (w["path"], w["true"], w["predicted"], f"{w['prob']:.2f}", f"{w['true_prob']:.2f}")
+                for w in wrong[:WRONG_LISTED]
+            ],
+            title=f"{len(wrong)} wrong, the most confident first",
+        )

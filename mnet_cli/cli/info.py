@@ -1,0 +1,114 @@
+"""`mnet info`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mnet_cli.models.summary import Summary
+
+
+def info(
+    arch: Annotated[
+        str | None, typer.Argument(help="An architecture, such as mobilenet_v2.")
+    ] = None,
+    width_mult: Annotated[
+        float, typer.Option(min=0.05, max=4, help="Width multiplier (alpha).")
+    ] = 1.0,
+    image_size: Annotated[
+        int, typer.Option(min=32, max=1024, help="Side of the input image in pixels.")
+    ] = 224,
+    reduced_tail: Annotated[
+        bool, typer.Option("--reduced-tail", help="Halve the last stage (V3 only).")
+    ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List the published weights instead.")
+    ] = False,
+) -> None:
+    """Show an architecture layer by layer with parameters and multiply-adds."""
+    if weights:
+        _show_weights(arch)
+        return
+    if arch is None:
+        raise UsageError(
+            "mnet info", "no architecture", "a name or --weights was expected", "Try mobilenet_v2"
+        )
+    from mnet_cli.models.registry import build_model
+    from mnet_cli.models.summary import summarize
+
+    model = build_model(arch, 1000, width_mult=width_mult, reduced_tail=reduced_tail)
+    summary = summarize(model, image_size)
+    document = {
+        "arch": arch,
+        "width_mult": width_mult,
+        "image_size": image_size,
+        "parameters": summary.parameters,
+        "macs": summary.macs,
+        "layers": [asdict(row) for row in summary.layers],
+        "separable": [
+            asdict(cost) | {"share": cost.share, "formula": cost.formula}
+            for cost in summary.separable
+        ],
+    }
+    console.show(document, lambda: _show_summary(arch, width_mult, summary))
+
+
+def _show_summary(arch: str, width_mult: float, summary: "Summary") -> None:
+    size = summary.image_size
+    console.table(
+        ("layer", "input", "operator", ">t", ">c", ">s", "activation", "SE", ">params", ">MACs"),
+        [
+            (
+                row.name,
+                row.input,
+                row.operator,
+                "" if row.expansion is None else f"{row.expansion:.3g}",
+                row.channels,
+                row.stride or "",
+                row.activation or "",
+                "yes" if row.squeeze_excitation else "",
+                f"{row.parameters:,}",
+                f"{row.macs:,}",
+            )
+            for row in summary.layers
+        ],
+        title=f"{arch}, width_mult {width_mult:g}, {size}x{size}, 1000 classes",
+    )
+    console.table(
+        ("depthwise separable pair", ">D_K", ">M", ">N", ">MACs", ">share", ">1/N + 1/D_K²"),
+        [
+            (
+                cost.name,
+                cost.kernel,
+                cost.in_channels,
+                cost.out_channels,
+                f"{cost.macs:,}",
+                f"{cost.share:.4f}",
+                f"{cost.formula:.4f}",
+            )
+            for cost in summary.separable
+        ],
+        title="cost as a share of the standard convolution's",
+    )
+    console.line(f"{summary.parameters:,} parameters, {summary.macs:,} MACs an image")
+
+
+def _show_weights(arch: str | None) -> None:
+    from mnet_cli.models.published import PUBLISHED
+
+    rows = [row for row in PUBLISHED if arch in (None, row.arch)]
+    console.show(
+        [asdict(row) for row in rows],
+        lambda: console.table(
+            ("arch", ">width_mult", "release", ">top-1", "file", "from"),
+            [
+                (w.arch, f"{w.width_mult:g}", w.release, f"{w.top1:.1f}%", w.file_name, w.source)
+                for w in rows
+            ],
+            title="published ImageNet weights",
+        ),
+    )

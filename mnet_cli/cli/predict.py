@@ -1,0 +1,151 @@
+"""`mnet predict`."""
+
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.cli.options import BatchSizeOption, CheckpointOption, DeviceOption
+from mnet_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mnet_cli.predict import Prediction
+
+Write = Callable[["Prediction"], None]
+
+
+def predict(
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
+    ],
+    checkpoint: CheckpointOption = None,
+    topk: Annotated[
+        int | None, typer.Option(min=1, help="Show the best K classes.", show_default="all")
+    ] = None,
+    reject: Annotated[
+        float, typer.Option(min=0, max=1, help='Answer "unknown" below this probability.')
+    ] = 0.0,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the picture with its answer to this PNG file.")
+    ] = None,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
+) -> None:
+    """Say what is on photographs, one or many."""
+    if as_csv and console.settings.json:
+        raise UsageError("--csv", "given with --json", "one of the two was expected")
+
+    from mnet_cli import predict as prediction
+    from mnet_cli.run_directory import latest_run
+    from mnet_cli.runtimes import open_classifier
+
+    images = prediction.find_images(_arguments(paths))
+    first = list(islice(images, 2))
+    one = len(first) == 1
+    if plot and not one:
+        raise UsageError(f"--plot {plot}", f"{len(first)} images or more", "one was expected")
+    classifier = open_classifier(checkpoint or latest_run(), device)
+    names = classifier.class_names
+    count = topk or len(names)
+    if as_csv:
+        write = _csv_writer(names, reject)
+    elif console.settings.json:
+        write = _json_writer(names, count, reject)
+    else:
+        write = _line_writer(names, count, reject, one=one)
+    failures = 0
+    for answer in prediction.predict(
+        classifier.classify, classifier.preprocess, chain(first, images), batch_size=batch_size
+    ):
+        write(answer)
+        failures += answer.error is not None
+        if plot and not answer.error:
+            _plot(answer, plot, names, count, reject)
+    if failures:
+        raise DataError(
+            str(first[0]) if one else "predict",
+            f"{failures} image{'s' * (failures > 1)} could not be read",
+            "readable images were expected",
+            "The records above say why",
+        )
+
+
+def _arguments(paths: list[str]) -> Iterator[str]:
+    """The paths of the command line; `-` stands for the lines of stdin."""
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool) -> Write:
+    """Classic lines, one a class for one image and one an image for many."""
+
+    def write(answer: "Prediction") -> None:
+        if answer.error:
+            console.line(f"{answer.path}  error: {answer.error.found}")
+        elif one:
+            if answer.answer(names, reject) != answer.ranked(names, 1)[0][0]:
+                console.line(f"class: {'unknown':10} (below {reject:g})")
+            for name, probability in answer.ranked(names, count):
+                console.line(f"class: {name:10} prob: {probability:.3g}")
+        else:
+            best = answer.ranked(names, 1)[0][1]
+            console.line(
+                f"{answer.path}  class: {answer.answer(names, reject):10} prob: {best:.3g}"
+            )
+
+    return write
+
+
+def _json_writer(names: tuple[str, ...], count: int, reject: float) -> Write:
+    """One JSON document a line for each image."""
+
+    def write(answer: "Prediction") -> None:
+        record: dict[str, Any] = {"path": answer.path}
+        if answer.error:
+            record["error"] = answer.error.found
+        else:
+            ranked = answer.ranked(names, count)
+            record["class"] = answer.answer(names, reject)
+            record["prob"] = ranked[0][1]
+            record["probs"] = dict(ranked)
+        console.json_line(record)
+
+    return write
+
+
+def _csv_writer(names: tuple[str, ...], reject: float) -> Write:
+    """A header, then one row an image with the probability of every class."""
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["path", "class", "prob", *names, "error"])
+
+    def write(answer: "Prediction") -> None:
+        path = console.readable(answer.path)
+        if answer.error:
+            rows.writerow([path, "", "", *("" for _ in names), answer.error.found])
+        else:
+            best = answer.ranked(names, 1)[0][1]
+            probabilities = (f"{probability:.6g}" for probability in answer.probabilities)
+            rows.writerow([path, answer.answer(names, reject), f"{best:.6g}", *probabilities, ""])
+
+    return write
+
+
+def _plot(
+    answer: "Prediction", path: Path, names: tuple[str, ...], count: int, reject: float
+) -> None:
+    from mnet_cli.data.images import read_image
+    from mnet_cli.report.picture import draw_prediction, save_picture
+
+    ranked = answer.ranked(names, count)
+    title = f"class: {answer.answer(names, reject)}  prob: {ranked[0][1]:.3g}"
+    save_picture(draw_prediction(read_image(answer.path), title, ranked), path)
+    console.note(f"picture: {path}")

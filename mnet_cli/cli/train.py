@@ -1,0 +1,161 @@
+"""`mnet train`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.cli.options import DeviceOption, OverrideOption
+
+if TYPE_CHECKING:
+    from mnet_cli.models.freeze import StageRow
+    from mnet_cli.models.weights import WeightsAccount
+    from mnet_cli.train import Fit, Job
+
+HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped recipe.")
+    ],
+    overrides: OverrideOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory, new or empty.", show_default="runs/RECIPE"),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the model that a recipe describes and keep the best checkpoint."""
+    from mnet_cli.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or ())
+
+    from mnet_cli import train as training
+    from mnet_cli.models.freeze import stage_table
+
+    chosen = training.choose_device(device)
+    with console.bar("checking images") as on_progress:
+        data = training.prepare_data(resolved, on_progress)
+    for note in data.notes:
+        console.note(f"note: {note}")
+    images = console.counts({split: len(s.paths) for split, s in data.splits.items()})
+    console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
+    with console.bar("weights", unit="B") as on_progress:
+        job = training.prepare_job(resolved, data, chosen, out, on_progress)
+    _show_account(job.account)
+
+    def on_phase() -> None:
+        _show_stages(stage_table(job.model))
+        console.note(HEADER)
+
+    total = sum(phase.epochs for phase in resolved.phases)
+    watchers: list[Callable[[Mapping[str, float]], None]] = [
+        lambda row: console.note(_epoch_line(row, total))
+    ]
+    if resolved.output.tensorboard:
+        from mnet_cli.report.tensorboard import epoch_writer
+
+        watchers.append(epoch_writer(job.run / "tensorboard"))
+
+    def on_epoch(row: Mapping[str, float]) -> None:
+        for watch in watchers:
+            watch(row)
+
+    with console.bar("training", unit="batch") as on_batch:
+        result = training.fit(job, on_phase=on_phase, on_batch=on_batch, on_epoch=on_epoch)
+    summary = training.write_results(job, result)
+    _write_report(job, result, summary)
+    console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+def _show_account(account: "WeightsAccount | None") -> None:
+    if account is None:
+        console.note("weights: none, a random start")
+        return
+    console.note(
+        f"weights: {account.origin}: {len(account.loaded)} tensors loaded, "
+        f"{len(account.replaced)} replaced by a new head, {len(account.missing)} missing, "
+        f"{len(account.unexpected)} unexpected"
+    )
+
+
+def _show_stages(rows: "list[StageRow]") -> None:
+    console.table(
+        ("stage", ">trainable", ">frozen"), list(_grouped(rows)), title="parameters", news=True
+    )
+
+
+def _grouped(rows: "list[StageRow]") -> Iterator[tuple[str, str, str]]:
+    """Put neighbouring stages that are all trainable, or all frozen, into one row."""
+    for _, group in groupby(rows, lambda row: (row.name == "classifier", row.trainable > 0)):
+        stages = list(group)
+        name = stages[0].name
+        if len(stages) > 1:
+            name += f" … {stages[-1].name.rpartition('.')[2]}"
+        trainable, frozen = sum(s.trainable for s in stages), sum(s.frozen for s in stages)
+        yield name, f"{trainable:,}", f"{frozen:,}"
+    yield "all", f"{sum(r.trainable for r in rows):,}", f"{sum(r.frozen for r in rows):,}"
+
+
+def _epoch_line(row: Mapping[str, float], total: int) -> str:
+    return (
+        f"{row['epoch']:>3}/{total:<3}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
+        f"{console.percent(row['top1']):>6}  {console.percent(row['macro_f1']):>8}  "
+        f"{row['images_per_second']:8.0f}  {row['lr']:8.2g}  {row['seconds']:7.1f}"
+    )
+
+
+def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None:
+    from mnet_cli.recipe import dump_recipe
+    from mnet_cli.report.html import WrongImage, write_report
+
+    best, model = result.best, job.recipe.model
+    assert best is not None, "a recipe has at least one epoch"
+    write_report(
+        job.run / "report.html",
+        title=f"{job.run.name}: {model.arch}, width_mult {model.width_mult:g}",
+        facts=[
+            ("data", f"{job.data.root} ({console.counts(summary['images'])})"),
+            ("weights", job.account.origin if job.account else "none"),
+            ("preprocessing", str(job.preprocess)),
+            ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),
+        ],
+        epochs=result.rows,
+        class_names=job.data.class_names,
+        confusion=best.confusion,
+        scores=best.scores,
+        wrong=[
+            WrongImage(
+                row["path"].relative_to(job.data.root).as_posix(),
+                row["path"],
+                row["true"],
+                row["predicted"],
+                row["prob"],
+            )
+            for row in best.wrong()
+        ],
+        next_commands=[f"mnet eval --checkpoint {job.run}"],
+        best_epoch=result.best_epoch,
+        recipe=dump_recipe(job.recipe),
+        environment=[("device", summary["device"]), *summary["versions"].items()],
+    )
+
+
+def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    best, frozen = summary["best"], summary["frozen"]
+    low, high = (console.percent(bound) for bound in best["top1_interval"])
+    console.line(f"best: {run / 'best.pt'} (epoch {best['epoch']} of {summary['epochs']})")
+    console.line(
+        f"top-1 {console.percent(best['top1'])} (95% interval {low} to {high} on "
+        f"{summary['images']['val']} images), macro-F1 {console.percent(best['macro_f1'])}, "
+        f"loss {best['loss']:.4f}"
+    )
+    if frozen["tensors"]:
+        state = f"{len(frozen['moved'])} MOVED" if frozen["moved"] else "none moved"
+        console.line(f"frozen: {frozen['tensors']} tensors and buffers checked, {state}")
+    console.line(f"report: {run / 'report.html'}")
+    console.line(f"next: mnet eval --checkpoint {run}")

@@ -1,0 +1,150 @@
+"""The only room that prints: results on stdout, everything else on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnet_cli.errors import MnetError
+from mnet_cli.text import printable
+
+WIDE = 200  # columns where the output is no terminal, so that no cell is cut off
+
+
+@dataclass
+class Settings:
+    """What the options that every command has ask for."""
+
+    json: bool = False
+    quiet: bool = False
+    traceback: bool = False
+
+
+settings = Settings()
+
+
+def line(text: object = "") -> None:
+    """Print one line of a result."""
+    sys.stdout.write(printable(str(text)) + "\n")
+
+
+def text(content: str) -> None:
+    """Print text of several lines, which mnet made itself, as a result."""
+    sys.stdout.write(content)
+
+
+def note(text: object) -> None:
+    """Print one line of news on stderr, unless `--quiet`."""
+    if settings.quiet:
+        return
+    if "tqdm" in sys.modules:  # a bar may be on the screen: write above it
+        from tqdm import tqdm
+
+        tqdm.write(printable(str(text)), file=sys.stderr)
+    else:
+        sys.stderr.write(printable(str(text)) + "\n")
+
+
+def error(problem: MnetError) -> None:
+    """Print an error: its details, then the one line that says it all."""
+    for detail in problem.details:
+        sys.stderr.write(printable(detail) + "\n")
+    sys.stderr.write(f"mnet: error: {printable(str(problem))}\n")
+
+
+def document(content: Any) -> None:
+    """Print one JSON document as a result."""
+    sys.stdout.write(json.dumps(content, indent=2, default=_plain_value) + "\n")
+
+
+def json_line(content: Any) -> None:
+    """Print one JSON document on one line as a result."""
+    sys.stdout.write(json.dumps(content, default=_plain_value) + "\n")
+
+
+def show(content: Any, render: Callable[[], None]) -> None:
+    """Print a result: `content` as JSON if asked for, else whatever `render` prints."""
+    if settings.json:
+        document(content)
+    else:
+        render()
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    news: bool = False,
+) -> None:
+    """Print a table; columns whose name starts with `>` are set to the right.
+
+    Args:
+        columns: The header.
+        rows: The cells; numbers as the caller formatted them.
+        title: Above the table.
+        news: Print on stderr and respect `--quiet`: the table is no result.
+    """
+    if news and settings.quiet:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    stream = sys.stderr if news else sys.stdout
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        drawn.add_column(name.removeprefix(">"), justify="right" if name[0] == ">" else "left")
+    for row in rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    width = None if stream.isatty() else WIDE
+    Console(file=stream, width=width, highlight=False).print(drawn)
+
+
+@contextmanager
+def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr while the block runs; yields `on_progress(done, total)`.
+
+    There is none where stderr is no terminal, with NO_COLOR, or with `--quiet`.
+    """
+    if settings.quiet or not sys.stderr.isatty() or "NO_COLOR" in os.environ:
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    scale = unit == "B"
+    with tqdm(desc=title, unit=unit, unit_scale=scale, leave=False, dynamic_ncols=True) as drawn:
+
+        def advance(done: int, total: int) -> None:
+            if done < drawn.n:
+                drawn.reset()
+            drawn.total = total
+            drawn.update(done - drawn.n)
+
+        yield advance
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as a percentage with one decimal."""
+    return f"{100 * share:.1f}%"
+
+
+def counts(values: Mapping[str, int]) -> str:
+    """Named numbers as a phrase: `700 train, 200 val`."""
+    return ", ".join(f"{number:,} {name}" for name, number in values.items())
+
+
+def readable(path: Path) -> str:
+    """A path for JSON and CSV, which have escapes of their own but want valid Unicode."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, Path):
+        return readable(value)
+    raise TypeError(f"{type(value).__name__} is no plain value")

@@ -1,0 +1,112 @@
+"""The one decoder: from a file to an upright RGB image, or a DataError that says why not."""
+
+import io
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnet_cli.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb does not
+
+# Pillow warns below its limit and raises above twice that; ours is one limit and an error.
+Image.MAX_IMAGE_PIXELS = None
+
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises on damaged files."""
+
+
+def read_image(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Decode the image file at `path`; see `decode_image`.
+
+    Raises:
+        DataError: The file is missing, unreadable, not a regular file, or no usable image.
+    """
+    return decode_image(read_bytes(path), str(path), background)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file whole; devices and pipes are refused before they can block.
+
+    Raises:
+        DataError: The file is missing, unreadable, empty or not a regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise DataError(str(path), "not a regular file", "an image file was expected")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            str(path), f"cannot be read ({error.strerror})", "a readable image was expected"
+        ) from error
+    if not content:
+        raise DataError(str(path), "empty file (0 bytes)", "an image was expected")
+    return content
+
+
+def decode_image(
+    content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """Decode an image file's bytes into an upright RGB image.
+
+    EXIF orientation is applied, transparency is laid on `background`, 16-bit grey is
+    rescaled to 8 bits, the first frame of an animation is taken, and every other mode is
+    converted as Pillow converts it.
+
+    Args:
+        content: The file's bytes.
+        where: The name to use in errors.
+        background: The colour under transparent pixels, R, G, B in 0..255.
+
+    Raises:
+        DataError: Not an image in a supported format, truncated, damaged, in floating
+            point, or larger than `MAX_PIXELS`.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(
+                where,
+                f"{image.width}x{image.height} pixels",
+                f"at most {MAX_PIXELS:,} pixels were expected",
+                "Scale the image down",
+            )
+        image = ImageOps.exif_transpose(image)
+        return _to_rgb(image, where, background)
+    except BROKEN as error:
+        raise DataError(where, describe(content, error), "a whole image was expected") from error
+
+
+def describe(content: bytes, error: BaseException) -> str:
+    """Say in a few words why `content` could not be decoded."""
+    start = content[:256].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not an image"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not an image"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image in a supported format ({', '.join(FORMATS)})"
+    return f"damaged image ({error})"
+
+
+def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(where, "32-bit integer pixels", "8 or 16 bits a channel were expected")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(
+            where,
+            "floating-point pixels, whose range is unknown",
+            "8 or 16 bits a channel were expected",
+            "Rescale the image to 8 bits",
+        )
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return image.convert("RGB")

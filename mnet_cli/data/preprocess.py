@@ -1,0 +1,94 @@
+"""How an image becomes a tensor in evaluation: one value, stored with every checkpoint.
+
+Nothing here imports torch, so that a prediction by another runtime needs none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The whole of evaluation's preprocessing, after the decoder gave an upright RGB image.
+
+    Attributes:
+        image_size: Side S of the square that the model sees, in pixels.
+        resize: Length of the image's short side before the centre crop, in pixels.
+        interpolation: `bilinear` or `bicubic`; both antialiased, as Pillow does them.
+        mean: Per channel (R, G, B), subtracted from values in [0, 1].
+        std: Per channel, divides after the mean.
+        background: The colour (R, G, B in 0..255) under transparent pixels.
+    """
+
+    image_size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    background: tuple[int, int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and lists, as they stand in files."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """Rebuild what `to_dict` gave."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        """The value as one short line."""
+        return (
+            f"resize {self.resize} {self.interpolation} | centre crop {self.image_size} | "
+            f"mean {self.mean} | std {self.std}"
+        )
+
+
+def crop_for_eval(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Resize the short side to `preprocess.resize` and cut out the centre square.
+
+    Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` round them.
+    """
+    short, side = preprocess.resize, preprocess.image_size
+    width, height = image.size
+    if width <= height:
+        width, height = short, int(short * height / width)
+    else:
+        width, height = int(short * width / height), short
+    if (width, height) != image.size:
+        image = image.resize((width, height), RESAMPLING[preprocess.interpolation])
+    left, top = round((width - side) / 2.0), round((height - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))
+
+
+def to_normalized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Turn an RGB image (S, S) into a normalised float32 array (3, S, S)."""
+    array = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)  # as torchvision rounds
+    array -= np.asarray(preprocess.mean, np.float32)
+    array /= np.asarray(preprocess.std, np.float32)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def eval_array(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Turn an upright RGB image of any size into the model's input (3, S, S), float32.
+
+    Equal to the last bit to torchvision's Resize, CenterCrop, to float32 and Normalize.
+    """
+    return to_normalized(crop_for_eval(image, preprocess), preprocess)

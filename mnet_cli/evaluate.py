@@ -1,0 +1,144 @@
+"""How good a classifier is on labelled images, and where it is wrong."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_cli import metrics
+from mnet_cli.data.loaders import eval_batches
+from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.runtimes import Classify
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on a set of labelled images.
+
+    Attributes:
+        class_names: In the order of the logits.
+        paths: The N images.
+        labels: True classes (N,).
+        probabilities: (N, C), rows sum to 1.
+        loss: Mean cross-entropy in nats.
+        top1, top3: Share of images whose class is the best, among the best three, in 0..1.
+        interval: 95% Wilson interval of `top1`.
+        macro_f1: Mean F1 over the classes.
+        calibration_error: Expected calibration error, 15 bins.
+        confusion: Counts (C, C), rows true, columns predicted.
+        scores: Precision, recall, F1 and support of each class.
+    """
+
+    class_names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    loss: float
+    top1: float
+    top3: float
+    interval: tuple[float, float]
+    macro_f1: float
+    calibration_error: float
+    confusion: NDArray[np.int64]
+    scores: list[metrics.ClassScore]
+
+    def figures(self) -> dict[str, float]:
+        """The scalar scores by name."""
+        return {
+            name: getattr(self, name)
+            for name in ("top1", "top3", "loss", "macro_f1", "calibration_error")
+        }
+
+    def wrong(self) -> list[dict[str, Any]]:
+        """The misclassified images, the most confident first."""
+        predicted = self.probabilities.argmax(1)
+        rows = np.flatnonzero(predicted != self.labels)
+        rows = rows[np.argsort(-self.probabilities[rows].max(1), kind="stable")]
+        return [
+            {
+                "path": self.paths[row],
+                "true": self.class_names[self.labels[row]],
+                "predicted": self.class_names[predicted[row]],
+                "prob": float(self.probabilities[row, predicted[row]]),
+                "true_prob": float(self.probabilities[row, self.labels[row]]),
+            }
+            for row in rows
+        ]
+
+
+def evaluate(
+    classify: Classify,
+    preprocess: Preprocess,
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Classify every image and score the answers.
+
+    Args:
+        classify: Images (N, 3, S, S) to logits (N, C).
+        preprocess: How an image becomes the model's input.
+        paths: The images; all must be readable.
+        labels: The true class of each, an index into `class_names`.
+        class_names: In the order of the logits.
+        batch_size: Images at a time.
+        on_progress: Called with (done, total).
+
+    Raises:
+        DataError: An image cannot be decoded.
+        RefusedError: A logit is not finite.
+    """
+    logits: list[NDArray[np.float32]] = []
+    for batch in eval_batches(paths, preprocess, batch_size):
+        images = []
+        for _, image in batch:
+            if isinstance(image, DataError):
+                raise image
+            images.append(image)
+        logits.extend(classify(np.stack(images)))
+        if on_progress:
+            on_progress(len(logits), len(paths))
+    return score(np.stack(logits), np.asarray(labels), class_names, paths)
+
+
+def score(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+) -> Evaluation:
+    """Turn logits (N, C) and labels (N,) into an `Evaluation`.
+
+    Raises:
+        RefusedError: A logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise RefusedError(
+            "the model's logits",
+            "not finite",
+            "numbers were expected",
+            "Train again with a lower train.lr",
+        )
+    confusion = metrics.confusion_matrix(labels, logits.argmax(1), len(class_names))
+    probabilities = metrics.softmax(logits)
+    return Evaluation(
+        class_names=tuple(class_names),
+        paths=tuple(paths),
+        labels=labels,
+        probabilities=probabilities,
+        loss=metrics.cross_entropy(logits, labels),
+        top1=metrics.topk_accuracy(logits, labels, 1),
+        top3=metrics.topk_accuracy(logits, labels, 3),
+        interval=metrics.wilson_interval(int(confusion.trace()), len(labels)),
+        macro_f1=metrics.macro_f1(confusion),
+        calibration_error=metrics.calibration_error(probabilities, labels),
+        confusion=confusion,
+        scores=metrics.per_class(confusion),
+    )

@@ -1,0 +1,106 @@
+"""The folder of one training run: `runs/<recipe>`, `-2`, `-3` …, and `runs/latest`."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from mnet_cli.atomic import atomic_write
+from mnet_cli.errors import MachineError, UsageError, WeightsError
+
+LATEST = "latest"
+
+
+def create_run(root: Path, name: str) -> Path:
+    """Make `root/name`, or the first free of `root/name-2`, `root/name-3` ….
+
+    Raises:
+        MachineError: The folder cannot be made.
+    """
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    folders = (root / candidate for candidate in names if candidate != LATEST)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = next(folders)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def claim_run(folder: Path) -> Path:
+    """Make `folder` for a run, or take it if it is empty.
+
+    Raises:
+        UsageError: The folder holds something.
+        MachineError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    if not empty:
+        raise UsageError(
+            f"--out {folder}", "not empty", "a new or empty folder was expected", "Name another"
+        )
+    return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Make `latest` beside the run directory lead to it (a relative link)."""
+    link = folder.parent / LATEST
+    new = folder.parent / f".{LATEST}.{folder.name}"
+    try:
+        new.unlink(missing_ok=True)
+        new.symlink_to(folder.name, target_is_directory=True)
+        new.replace(link)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise _not_writable(link, error) from error
+
+
+def latest_run(root: Path = Path("runs")) -> Path:
+    """The run directory that was started last below `root`.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    folder = root / LATEST
+    if not folder.is_dir():
+        raise WeightsError(
+            str(folder),
+            "no run here",
+            "a run directory of mnet train was expected",
+            "Train first, or name one with --checkpoint",
+        )
+    return folder.resolve()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON with an indent of four, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=4, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` under a header of `columns`, whole or not at all."""
+    with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _not_writable(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        str(path),
+        f"cannot be made ({error.strerror or error})",
+        "a writable folder was expected",
+        "Choose another with --out",
+    )

@@ -1,0 +1,13 @@
+"""Text from outside (file names, class names, recipes) made fit for one line."""
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Escape line ends, control codes and undecodable bytes; cut what is beyond `limit`.
+
+    No name can then forge a line of output or send a terminal a command.
+    """
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+    return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"

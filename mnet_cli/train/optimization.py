@@ -1,0 +1,94 @@
+"""Optimizer, learning-rate schedule, loss, mixing and averaging, as a recipe names them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
+from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
+
+from mnet_cli.recipe import Train
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Optimizer:
+    """Build the optimizer of everything in `model` that is not frozen.
+
+    Biases and batch norms get no weight decay: it has nothing to regularise there.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    match train.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=train.momentum)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, train: Train, lr: float, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    """Build the schedule, which advances once a step, over `epochs` of training."""
+    steps = epochs * steps_per_epoch
+    if train.schedule == "onecycle":
+        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    warmup = min(round(train.warmup_epochs * steps_per_epoch), steps - 1)
+    after: LRScheduler = (
+        CosineAnnealingLR(optimizer, T_max=steps - warmup)
+        if train.schedule == "cosine"
+        else ConstantLR(optimizer, factor=1.0)
+    )
+    if not warmup:
+        return after
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def build_criterion(
+    train: Train, labels: Sequence[int], *, class_weights: bool
+) -> nn.CrossEntropyLoss:
+    """Build the loss, its classes weighted by inverse frequency if asked to."""
+    weight = None
+    if class_weights:
+        counts = torch.bincount(torch.tensor(labels))
+        weight = len(labels) / (len(counts) * counts)
+    return nn.CrossEntropyLoss(weight, label_smoothing=train.label_smoothing)
+
+
+def build_mix(train: Train, num_classes: int) -> Mix | None:
+    """Build mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899), or one of both a batch."""
+    mixes: list[v2.Transform] = []
+    if train.mixup:
+        mixes.append(v2.MixUp(alpha=train.mixup, num_classes=num_classes))
+    if train.cutmix:
+        mixes.append(v2.CutMix(alpha=train.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if mixes else None
+
+
+def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Build an exponential moving average of parameters and buffers; None if `decay` is 0.
+
+    The decay starts low and approaches `decay`, or a short run would average its beginning.
+    """
+    if not decay:
+        return None
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        return averaged + weight * (current - averaged) if current.is_floating_point() else current
+
+    return AveragedModel(model, avg_fn=average, use_buffers=True)

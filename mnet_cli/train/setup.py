@@ -1,0 +1,213 @@
+"""From a recipe to everything that the loop needs."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mnet_cli.atomic import atomic_write
+from mnet_cli.data.augment import train_view
+from mnet_cli.data.dataset import DataSet, open_dataset
+from mnet_cli.data.loaders import TrainImages
+from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
+from mnet_cli.errors import DataError, UsageError
+from mnet_cli.models.freeze import frozen_parameters
+from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
+from mnet_cli.models.registry import build_model
+from mnet_cli.models.weights import FoundWeights, WeightsAccount, find_weights, load_matching
+from mnet_cli.recipe import Recipe, dump_recipe
+from mnet_cli.run_directory import claim_run, create_run, point_latest, write_csv, write_json
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run that is ready to start.
+
+    Attributes:
+        recipe: The resolved recipe.
+        data: Images with the splits `train` and `val`.
+        model: The network, pretrained where the weights fit.
+        model_args: What `build_model` got besides the number of classes.
+        preprocess: Evaluation's preprocessing, which the weights had a say in.
+        account: What the weights gave; None for a random start.
+        device: Where to train.
+        run: The run directory.
+    """
+
+    recipe: Recipe
+    data: DataSet
+    model: nn.Module
+    model_args: dict[str, Any]
+    preprocess: Preprocess
+    account: WeightsAccount | None
+    device: torch.device
+    run: Path
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode and augment."""
+        workers = self.recipe.data.workers
+        return min(8, os.cpu_count() or 1) if workers == "auto" else workers
+
+    def train_images(self) -> TrainImages:
+        """The training images as random views."""
+        data = self.recipe.data
+        view = train_view(
+            self.preprocess,
+            data.augment,
+            crop_scale_min=data.crop_scale_min,
+            random_erasing=data.random_erasing,
+        )
+        return TrainImages(
+            self.data.files("train"),
+            self.data.splits["train"].labels,
+            view,
+            self.preprocess.background,
+            self.recipe.train.seed,
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
+
+    Raises:
+        UsageError: The device was named and is not to be had.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, usable in available.items() if usable)
+    if not available.get(name, False):
+        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
+        raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
+    return torch.device(name)
+
+
+def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet:
+    """Scan, check and split the recipe's data set.
+
+    Raises:
+        DataError: The data set cannot be trained on.
+    """
+    data = open_dataset(
+        Path(recipe.data.root),
+        val_fraction=recipe.data.val_fraction,
+        seed=recipe.train.seed,
+        skip_bad=recipe.data.skip_bad,
+        on_progress=on_progress,
+    )
+    if not {"train", "val"} <= data.splits.keys():
+        raise DataError(
+            recipe.data.root,
+            "one folder of classes without a validation part",
+            "train/ and val/ folders were expected",
+            "Let mnet set some aside: --set data.val_fraction=0.2",
+        )
+    return data
+
+
+def prepare_model(
+    recipe: Recipe, class_names: Sequence[str], on_progress: Progress | None = None
+) -> tuple[nn.Module, dict[str, Any], Preprocess, WeightsAccount | None]:
+    """Build the recipe's network and load its weights where they fit.
+
+    Returns:
+        The network, its arguments, the preprocessing and the account of the loading.
+
+    Raises:
+        WeightsError, RecipeError, MachineError: See `find_weights` and `load_matching`.
+    """
+    wanted = recipe.model
+    found = find_weights(wanted.weights, wanted.arch, wanted.width_mult, on_progress=on_progress)
+    model_args: dict[str, Any] = {
+        "width_mult": wanted.width_mult,
+        "reduced_tail": wanted.reduced_tail,
+        "dropout": wanted.dropout,
+        "norm_eps": found.norm_eps if found else None,
+    }
+    torch.manual_seed(recipe.train.seed)  # the head's first weights
+    model = build_model(wanted.arch, len(class_names), **model_args)
+    account = load_matching(model, found, class_names) if found else None
+    return model, model_args, prepare_preprocess(recipe, found), account
+
+
+def prepare_preprocess(recipe: Recipe, found: FoundWeights | None) -> Preprocess:
+    """Make evaluation's preprocessing from the recipe and what its weights were trained with."""
+    size = recipe.data.image_size
+    background = BACKGROUNDS[recipe.data.background]
+    if found is None:
+        return Preprocess(size, size, "bilinear", IMAGENET_MEAN, IMAGENET_STD, background)
+    return Preprocess(
+        image_size=size,
+        resize=round(size / found.crop_ratio),
+        interpolation=found.interpolation,
+        mean=found.mean,
+        std=found.std,
+        background=background,
+    )
+
+
+def prepare_job(
+    recipe: Recipe,
+    data: DataSet,
+    device: torch.device,
+    out: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Job:
+    """Build the model, load its weights and make the run directory.
+
+    The run directory comes last, so that nothing is left behind by what fails before.
+
+    Args:
+        recipe: The resolved recipe.
+        data: The recipe's data, as `prepare_data` gave it.
+        device: Where to train.
+        out: The run directory; None for a new one under the recipe's `output`.
+        on_progress: Called with (done, total) bytes while weights are downloaded.
+
+    Raises:
+        RecipeError, WeightsError, MachineError, UsageError: See the parts.
+    """
+    model, model_args, preprocess, account = prepare_model(recipe, data.class_names, on_progress)
+    for phase in recipe.phases:
+        frozen_parameters(model, phase.freeze)  # a wrong name is found now, not epochs later
+    return Job(
+        recipe=recipe,
+        data=data,
+        model=model,
+        model_args=model_args,
+        preprocess=preprocess,
+        account=account,
+        device=device,
+        run=prepare_run(recipe, data, out),
+    )
+
+
+def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
+    """Make the run directory and write what is known before training.
+
+    Raises:
+        UsageError: `out` is not empty.
+        MachineError: The folder cannot be written.
+    """
+    root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
+    run = claim_run(out) if out else create_run(root, name)
+    with atomic_write(run / "recipe.yaml", "w") as file:
+        file.write(dump_recipe(recipe))
+    names = {str(index): name for index, name in enumerate(data.class_names)}
+    write_json(run / "class_indices.json", names)
+    write_csv(run / "split.csv", ("path", "class", "split", "sha256"), list(data.manifest()))
+    if data.skipped:
+        skipped = [{"path": path, "fault": fault} for path, fault in data.skipped]
+        write_csv(run / "skipped.csv", ("path", "fault"), skipped)
+    point_latest(run)
+    return run

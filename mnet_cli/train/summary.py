@@ -1,0 +1,71 @@
+"""What a run leaves for scripts and readers: `summary.json` and `report.html`."""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from mnet_cli import __version__
+from mnet_cli.run_directory import write_json
+from mnet_cli.train.loop import Fit
+from mnet_cli.train.setup import Job
+
+
+def write_results(job: Job, result: Fit) -> dict[str, Any]:
+    """Write `summary.json` into the run directory and return its content."""
+    summary = summarize(job, result)
+    write_json(job.run / "summary.json", summary)
+    return summary
+
+
+def summarize(job: Job, result: Fit) -> dict[str, Any]:
+    """Put a finished run into plain values: metrics, seconds, versions, hashes."""
+    assert result.best is not None, "a recipe has at least one epoch"
+    train_seconds = sum(row["seconds"] for row in result.rows)
+    return {
+        "run": job.run.name,
+        "arch": job.recipe.model.arch,
+        "width_mult": job.recipe.model.width_mult,
+        "class_names": list(job.data.class_names),
+        "images": {split: len(samples.paths) for split, samples in job.data.splits.items()},
+        "skipped": len(job.data.skipped),
+        "epochs": len(result.rows),
+        "best": {
+            "epoch": result.best_epoch,
+            **result.best.figures(),
+            "top1_interval": list(result.best.interval),
+        },
+        "seconds": result.seconds,
+        "images_per_second": len(job.data.splits["train"].paths) * len(result.rows) / train_seconds,
+        "weights": {
+            "source": job.account.origin,
+            "sha256": job.account.sha256,
+            "loaded": len(job.account.loaded),
+            "replaced": list(job.account.replaced),
+            "missing": list(job.account.missing),
+            "unexpected": list(job.account.unexpected),
+        }
+        if job.account
+        else None,
+        "frozen": {"tensors": result.frozen, "moved": result.moved},
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "mnet": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "sha256": {
+            name: _digest(job.run / name)
+            for name in ("best.pt", "last.pt", "class_indices.json", "split.csv")
+        },
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

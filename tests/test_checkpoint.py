@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+import torch
+from torchvision.models import mobilenet_v2 as torchvision_v2
+
+from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
+from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import MachineError, WeightsError
+from mnet_cli.models.registry import build_model
+from mnet_cli.tensorfile import read_tensors, write_tensors
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(
+        arch="mobilenet_v2",
+        model_args={"width_mult": 0.35},
+        state_dict=build_model("mobilenet_v2", 3, width_mult=0.35).state_dict(),
+        class_names=("a", "b", "c"),
+        preprocess=Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3),
+        recipe={"schema": 1},
+        metrics={"top1": 0.5},
+    )
+
+
+def test_what_was_saved_comes_back(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    loaded = load_checkpoint(tmp_path / "best.pt")
+    assert loaded.class_names == checkpoint.class_names
+    assert loaded.preprocess == checkpoint.preprocess
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(build_from(loaded)(images), build_from(checkpoint)(images))
+
+
+def test_run_directory_stands_for_its_best(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    assert load_checkpoint(tmp_path).arch == "mobilenet_v2"
+
+
+def test_state_loads_strictly_into_torchvision(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    state = torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"]
+    theirs = torchvision_v2(width_mult=0.35, num_classes=3)
+    theirs.load_state_dict(state, strict=True)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(theirs.eval()(images), build_from(checkpoint)(images), atol=1e-6)
+
+
+def test_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path):
+    for name in ("a.pt", "b.pt"):
+        save_checkpoint(tmp_path / name, checkpoint)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_newer_format_names_both_versions(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    write_tensors(tmp_path / "best.pt", read_tensors(tmp_path / "best.pt") | {"format": 2})
+    with pytest.raises(WeightsError, match=r"format 2; format 1 or older"):
+        load_checkpoint(tmp_path / "best.pt")
+
+
+def test_bare_weights_are_no_checkpoint(checkpoint, tmp_path):
+    write_tensors(tmp_path / "bare.pth", dict(checkpoint.state_dict))
+    with pytest.raises(WeightsError, match=r"model\.weights"):
+        load_checkpoint(tmp_path / "bare.pth")
+
+
+@pytest.mark.parametrize("key", ["arch", "state_dict", "class_names", "preprocess"])
+def test_missing_key_is_named(checkpoint, tmp_path, key):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    content = read_tensors(tmp_path / "best.pt")
+    del content[key]
+    write_tensors(tmp_path / "best.pt", content)
+    with pytest.raises(WeightsError, match=key):
+        load_checkpoint(tmp_path / "best.pt")
+
+
+def test_state_of_another_architecture_is_refused(checkpoint):
+    with pytest.raises(WeightsError, match="do not fit"):
+        build_from(dataclasses.replace(checkpoint, arch="mobilenet_v1"))
+
+
+def test_failed_save_keeps_the_old_file(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    before = (tmp_path / "best.pt").read_bytes()
+    with pytest.raises(MachineError):
+        save_checkpoint(tmp_path / "none" / "best.pt", checkpoint)
+    assert (tmp_path / "best.pt").read_bytes() == before

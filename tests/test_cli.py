@@ -1,0 +1,290 @@
+"""The command line as a user meets it: what it prints where, and its exit codes."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnet_cli import console
+from mnet_cli.cli import run
+
+MNET = Path(sys.executable).with_name("mnet")
+LAST_LINE = r"^mnet: error: .+: .+"
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch):
+    monkeypatch.setattr(console, "settings", console.Settings())
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A working folder with a finished run; use it with `monkeypatch.chdir`."""
+    folder = tmp_path_factory.mktemp("work")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(
+        "schema: 1\n"
+        "model: {arch: mobilenet_v2, width_mult: 0.35, weights: none, freeze: none}\n"
+        f"data: {{root: {photos}, image_size: 32, batch_size: 5, workers: 0}}\n"
+        "train: {epochs: 6, lr: 3.0e-3}\n"
+    )
+    command = [MNET, "train", "--recipe", "tiny", "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture
+def work(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def error_line(capsys) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_train_prints_json_alone_on_stdout_and_epochs_on_stderr(work):
+    summary = json.loads((work / "stdout").read_text())
+    assert summary["best"]["top1"] > 0.9
+    errors = (work / "stderr").read_text()
+    assert "6/6" in errors
+    assert "\x1b" not in errors
+    assert sorted(path.name for path in (work / "runs" / "latest").iterdir()) == [
+        "best.pt", "class_indices.json", "last.pt", "metrics.csv", "recipe.yaml", "report.html",
+        "split.csv", "summary.json",
+    ]  # fmt: skip
+
+
+def test_eval_scores_the_latest_run(work, capsys):
+    assert run(["eval", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    summary = json.loads((work / "runs" / "tiny" / "summary.json").read_text())
+    assert document["top1"] == summary["best"]["top1"]
+    assert document["loss"] == pytest.approx(summary["best"]["loss"], abs=1e-5)
+    assert document["images"] == 12
+    assert document["classes"]["red"]["support"] == 4
+
+
+def test_eval_shows_tables_for_people(work, capsys):
+    assert run(["eval", "--split", "train"]) == 0
+    output = capsys.readouterr().out
+    assert "top-1" in output
+    assert "true \\ predicted" in output
+
+
+def test_eval_on_other_data_matches_classes_by_name(work, capsys, photos, tmp_path):
+    for name in ("red", "blue"):
+        (tmp_path / name).symlink_to(photos / "val" / name)
+    assert run(["eval", "--data", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [document["classes"][name]["support"] for name in ("blue", "green", "red")] == [4, 0, 4]
+    assert document["top1"] > 0.8
+
+
+def test_eval_gate_refuses_a_low_score_but_prints_it(work, capsys):
+    assert run(["eval", "--min-top1", "1.0", "--split", "val", "--json"]) in (0, 6)
+    capsys.readouterr()
+    assert run(["eval", "--checkpoint", "runs/tiny", "--min-top1", "0.0"]) == 0
+    summary = json.loads((work / "runs" / "tiny" / "summary.json").read_text())
+    capsys.readouterr()
+    if summary["best"]["top1"] < 1:
+        assert run(["eval", "--min-top1", "1"]) == 6
+        assert "--min-top1" in error_line(capsys)
+
+
+def test_predict_prints_the_classic_line_for_every_class(work, capsys, photos):
+    assert run(["predict", str(photos / "val" / "red" / "0.jpg")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("class: red        prob: 0.")
+
+
+def test_predict_many_prints_a_line_an_image(work, capsys, photos):
+    assert run(["predict", str(photos / "val" / "red"), str(photos / "val/blue/*.jpg")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_predict_goes_on_after_a_bad_file_and_exits_with_3(work, capsys, photos, tmp_path):
+    (tmp_path / "bad\n\x1b[31m.jpg").write_text("no image")
+    good = photos / "val" / "red" / "0.jpg"
+    arguments = ["predict", str(tmp_path), str(good), "--json", "--topk", "1"]
+    assert run(arguments) == 3
+    output = capsys.readouterr()
+    bad, fine = (json.loads(line) for line in output.out.splitlines())
+    assert "not an image" in bad["error"]
+    assert bad["path"].endswith("bad\n\x1b[31m.jpg")
+    assert (fine["class"], len(fine["probs"])) == ("red", 1)
+    assert "\x1b" not in output.err
+    assert run(["predict", str(tmp_path), str(good)]) == 3
+    assert "bad\\n\\x1b[31m.jpg  error:" in capsys.readouterr().out
+
+
+def test_predict_csv_has_a_column_a_class(work, capsys, photos):
+    assert run(["predict", str(photos / "val" / "blue"), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 4
+    assert sum(float(rows[0][name]) for name in ("blue", "green", "red")) == pytest.approx(1)
+
+
+def test_predict_rejects_what_it_does_not_know(work, capsys, photos):
+    assert run(["predict", str(photos / "val" / "red"), "--reject", "1", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {record["class"] for record in records} == {"unknown"}
+
+
+def test_predict_reads_paths_from_stdin(work, capsys, photos, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos / 'val' / 'red' / '1.jpg'}\n"))
+    assert run(["predict", "-"]) == 0
+    assert "class: red" in capsys.readouterr().out
+
+
+def test_predict_draws_the_picture(work, capsys, photos, tmp_path):
+    image = str(photos / "val" / "red" / "0.jpg")
+    assert run(["predict", image, "--plot", str(tmp_path / "out.png")]) == 0
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    folder = str(photos / "val" / "red")
+    assert run(["predict", folder, "--plot", str(tmp_path / "two.png")]) == 2
+    assert not (tmp_path / "two.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["trian"], 2, "train"),
+        (["train"], 2, "--recipe"),
+        (["train", "--recipe", "v2_flower"], 2, "v2_flowers"),
+        (["train", "--recipe", "v2_flowers", "--set", "train.epochz=3"], 2, "epochs"),
+        (["train", "--recipe", "v2_flowers", "--set", "data.root=nowhere"], 3, "nowhere"),
+        (["train", "--recipe", "tiny", "--set", "model.weights=nowhere.pth"], 4, "nowhere.pth"),
+        (["train", "--recipe", "tiny", "--device", "tpu"], 2, "--device tpu"),
+        (["train", "--recipe", "tiny", "--out", "runs/tiny"], 2, "not empty"),
+        (["eval", "--checkpoint", "nowhere"], 4, "nowhere"),
+        (["eval", "--split", "test"], 3, "train, val"),
+        (["eval", "--min-top1", "2"], 2, "min-top1"),
+        (["predict"], 2, "PATHS"),
+        (["predict", "*.nothing"], 2, "no file matches"),
+        (["predict", "x.jpg", "--csv", "--json"], 2, "--csv"),
+        (["info", "mobilenet_v4"], 2, "mobilenet_v"),
+        (["info"], 2, "--weights"),
+        (["info", "mobilenet_v2", "--reduced-tail"], 2, "reduced_tail"),
+        (["data", "fetch", "cats"], 2, "flowers"),
+        (["data", "split", "nowhere", "out"], 3, "nowhere"),
+        (["recipes", "show", "nothing"], 2, "nothing"),
+    ],
+)
+def test_bad_command_lines_get_one_line_and_their_code(work, capsys, arguments, code, says):
+    before = sorted(path.name for path in (work / "runs").iterdir())
+    assert run(arguments) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
+    assert output.err.splitlines()[-1].startswith("mnet: error: ")
+    assert says in output.err.splitlines()[-1]
+    assert sorted(path.name for path in (work / "runs").iterdir()) == before
+
+
+def test_traceback_is_shown_on_request(work, capsys):
+    assert run(["eval", "--checkpoint", "nowhere", "--traceback"]) == 4
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("mnet: error: ")
+
+
+def test_a_bug_is_called_a_bug(work, capsys, monkeypatch):
+    monkeypatch.setattr("mnet_cli.recipe.shipped_recipes", lambda: 1 / 0)
+    assert run(["recipes", "list"]) == 1
+    assert "internal: ZeroDivisionError" in error_line(capsys)
+
+
+def test_info_counts_and_lists_weights(capsys):
+    assert run(["info", "mobilenet_v1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["macs"] == 568_740_352
+    assert run(["info", "--weights"]) == 0
+    assert "mobilenet_v2-7ebf99e0.pth" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_shown_and_described(capsys):
+    assert run(["recipes", "list", "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)
+    assert "v2_flowers_classic" in names
+    assert run(["recipes", "show", "v2_flowers", "--set", "train.epochs=3"]) == 0
+    assert "epochs: 3" in capsys.readouterr().out
+    assert run(["recipes", "schema"]) == 0
+    assert "train" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_every_command_explains_itself_and_the_common_options(capsys):
+    for command in ("train", "eval", "predict", "info", "data sample", "data fetch", "data split",
+                    "recipes list", "recipes show", "recipes schema"):  # fmt: skip
+        assert run([*command.split(), "--help"]) == 0
+        output = capsys.readouterr().out
+        assert all(option in output for option in ("--json", "--quiet", "--traceback")), command
+
+
+def test_help_and_usage_errors_import_no_torch():
+    program = (
+        "import sys; from mnet_cli.cli import run; "
+        "codes = [run(a.split()) for a in ('--help', 'train', 'recipes list', 'trian')]; "
+        "assert codes == [0, 2, 0, 2], codes; "
+        "assert not {'torch', 'torchvision', 'numpy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(
+        f"{MNET} info mobilenet_v3_large --json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_a_full_stdout_is_the_machines_fault():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [MNET, "recipes", "schema"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 5
+    assert done.stderr.startswith("mnet: error: ")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_end_training_with_their_codes(work, name, code, tmp_path):
+    import signal
+
+    process = subprocess.Popen(
+        [
+            MNET,
+            "train",
+            "--recipe",
+            "tiny",
+            "--set",
+            "train.epochs=5000",
+            "--out",
+            tmp_path / "run",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stderr:
+        if "/5000" in line:
+            break
+    process.send_signal(getattr(signal, name))
+    rest = process.stderr.read()
+    assert process.wait(30) == code
+    assert "Traceback" not in rest
+    assert run(["eval", "--checkpoint", str(tmp_path / "run"), "--quiet"]) == 0

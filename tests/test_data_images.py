@@ -1,0 +1,112 @@
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnet_cli.data import images
+from mnet_cli.data.images import decode_image, read_image
+from mnet_cli.errors import DataError
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(width: int = 32, height: int = 16) -> Image.Image:
+    row = np.linspace(0, 255, width).astype(np.uint8)
+    return Image.fromarray(np.repeat(row[None], height, 0)).convert("RGB")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "RGBA"])
+def test_every_mode_becomes_rgb(mode):
+    kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    image = decode_image(encoded(gradient().convert(mode), kind), "x")
+    assert (image.mode, image.size) == ("RGB", (32, 16))
+    assert np.asarray(image)[0, -1].min() > 200 > 60 > np.asarray(image)[0, 0].max()
+
+
+def test_sixteen_bit_grey_is_rescaled_not_clipped():
+    values = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+    image = decode_image(encoded(Image.fromarray(values)), "x")
+    assert np.abs(np.asarray(image)[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_floating_point_pixels_are_refused():
+    content = encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
+    with pytest.raises(DataError, match="floating-point"):
+        decode_image(content, "x")
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0)])
+def test_transparency_shows_the_background(background):
+    clear = Image.new("RGBA", (8, 8), (10, 200, 30, 0))
+    assert decode_image(encoded(clear), "x", background).getpixel((3, 3)) == background
+
+
+def test_palette_transparency_shows_the_background():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    content = encoded(image, transparency=0)
+    assert decode_image(content, "x", (1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (31, 15)), (6, (15, 0))])
+def test_exif_orientation_is_applied(orientation, corner):
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste("black", (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = decode_image(encoded(image, exif=exif), "x")
+    assert upright.size == ((16, 32) if orientation == 6 else (32, 16))
+    assert upright.getpixel(corner) == (0, 0, 0)
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(content, "x").getpixel((0, 0))[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"just text", "not an image"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
+        (encoded(gradient(256, 256), "JPEG")[:400], "damaged"),
+        (encoded(gradient())[:60], "damaged"),
+        (encoded(gradient())[:50] + b"\xff" + encoded(gradient())[51:], "damaged"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_with_the_reason(content, reason):
+    with pytest.raises(DataError, match=reason):
+        decode_image(content, "x")
+
+
+def test_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match="32x16 pixels"):
+        decode_image(encoded(gradient()), "x")
+
+
+def test_formats_that_run_programs_are_not_opened():
+    with pytest.raises(DataError, match="not an image in a supported format"):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x")
+
+
+def test_file_faults_never_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "dangling.jpg").symlink_to("nowhere")
+    for name, reason in [
+        ("pipe.jpg", "not a regular file"),
+        ("empty.jpg", "0 bytes"),
+        ("dangling.jpg", "cannot be read"),
+        ("missing.jpg", "cannot be read"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            read_image(tmp_path / name)

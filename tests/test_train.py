@@ -1,0 +1,229 @@
+import csv
+import hashlib
+import json
+import math
+
+import pytest
+import torch
+
+from mnet_cli.checkpoint import load_checkpoint
+from mnet_cli.errors import DataError, RecipeError, RefusedError, UsageError
+from mnet_cli.models.freeze import freeze
+from mnet_cli.recipe import load_recipe
+from mnet_cli.tensorfile import read_tensors
+from mnet_cli.train import choose_device, fit, prepare_data, prepare_job, write_results
+from mnet_cli.train.optimization import build_ema, build_optimizer, build_scheduler
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def prepared(recipe_file, *overrides):
+    recipe = load_recipe(recipe_file, overrides)
+    return prepare_job(recipe, prepare_data(recipe), CPU)
+
+
+def trained(recipe_file, *overrides):
+    job = prepared(recipe_file, *overrides)
+    return job, fit(job)
+
+
+def weights_hash(run, name="best.pt") -> str:
+    digest = hashlib.sha256()
+    for key, tensor in load_checkpoint(run / name).state_dict.items():
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_training_learns_colours_and_leaves_a_whole_run_directory(tiny_recipe):
+    job, result = trained(tiny_recipe, "train.epochs=6")
+    write_results(job, result)
+    assert result.best.top1 > 0.9
+    assert {path.name for path in job.run.iterdir()} == {
+        "best.pt", "last.pt", "class_indices.json", "metrics.csv", "recipe.yaml", "split.csv",
+        "summary.json",
+    }  # fmt: skip
+    names = json.loads((job.run / "class_indices.json").read_text())
+    assert names == {"0": "blue", "1": "green", "2": "red"}
+    with (job.run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((job.run / "summary.json").read_text())
+    best = hashlib.sha256((job.run / "best.pt").read_bytes()).hexdigest()
+    assert summary["sha256"]["best.pt"] == best
+    assert load_recipe(job.run / "recipe.yaml").train == job.recipe.train
+
+
+def test_best_is_the_earlier_epoch_at_a_tie(tiny_recipe):
+    _, result = trained(tiny_recipe, "train.epochs=4", "train.lr=1e-9")
+    tops = [row["top1"] for row in result.rows]
+    assert result.best_epoch == tops.index(max(tops)) + 1
+
+
+@pytest.mark.parametrize("monitor", ["macro_f1", "loss"])
+def test_monitor_picks_the_best_epoch(tiny_recipe, monitor):
+    job, result = trained(tiny_recipe, "train.epochs=4", f"train.monitor={monitor}")
+    key, pick = ("val_loss", min) if monitor == "loss" else ("macro_f1", max)
+    values = [row[key] for row in result.rows]
+    assert result.best_epoch == values.index(pick(values)) + 1
+    assert load_checkpoint(job.run).metrics["epoch"] == result.best_epoch
+
+
+@pytest.mark.parametrize(
+    "extras", [(), ("train.mixup=0.4", "train.cutmix=0.4", "data.augment=trivialaugment")]
+)
+def test_result_is_the_same_bits_for_any_number_of_workers(tiny_recipe, extras):
+    runs = [trained(tiny_recipe, f"data.workers={n}", *extras)[0].run for n in (0, 2)]
+    assert weights_hash(runs[0]) == weights_hash(runs[1])
+    assert weights_hash(runs[0], "last.pt") == weights_hash(runs[1], "last.pt")
+
+
+def test_seed_changes_the_result(tiny_recipe):
+    runs = [trained(tiny_recipe, f"train.seed={seed}")[0].run for seed in (0, 1)]
+    assert weights_hash(runs[0]) != weights_hash(runs[1])
+
+
+@pytest.mark.parametrize("frozen", ["features", "features[:4]", "['*.1', 'features.0']"])
+def test_frozen_tensors_and_buffers_do_not_move(tiny_recipe, frozen):
+    job = prepared(tiny_recipe, f"model.freeze={frozen}", "train.ema=0.9")
+    before = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+    result = fit(job)
+    assert result.frozen > 0
+    assert result.moved == []
+    freeze(job.model, job.recipe.phases[0].freeze)
+    still = {n for n, p in job.model.named_parameters() if not p.requires_grad}
+    after = load_checkpoint(job.run).state_dict
+    assert all(torch.equal(before[name], after[name]) for name in still)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_phases_train_the_head_first_then_more(tiny_recipe):
+    phases = "[{epochs: 1, freeze: features, lr: 0.01}, {epochs: 2, freeze: none, lr: 0.001}]"
+    text = tiny_recipe.read_text().replace(", freeze: none}", "}")
+    tiny_recipe.write_text(text.replace("{epochs: 2, lr: 3.0e-3}", f"{{phases: {phases}}}"))
+    seen = []
+    job = prepared(tiny_recipe)
+    stem = job.model.features[0][0].weight
+    result = fit(
+        job, on_epoch=lambda row: seen.append((row["epoch"], stem.detach().abs().sum().item()))
+    )
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]
+    assert seen[0][1] != seen[1][1]
+    assert seen[0][1] == pytest.approx(seen[1][1], rel=0.2)
+    assert result.moved == []
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(tiny_recipe):
+    _, result = trained(tiny_recipe, "train.epochs=30", "train.lr=1e-9", "train.early_stop=2")
+    assert len(result.rows) == result.best_epoch + 2
+
+
+def test_nan_loss_is_refused_with_its_step_and_keeps_the_last_good_checkpoint(tiny_recipe):
+    job = prepared(tiny_recipe, "train.epochs=3")
+
+    def poison(row):
+        if row["epoch"] == 1:
+            with torch.no_grad():
+                job.model.classifier[1].bias.fill_(math.nan)
+
+    with pytest.raises(RefusedError, match=r"step 6: the loss is nan"):
+        fit(job, on_epoch=poison)
+    assert load_checkpoint(job.run).metrics["epoch"] == 1
+
+
+def test_averaged_weights_are_what_best_holds(tiny_recipe):
+    job, _ = trained(tiny_recipe, "train.ema=0.99")
+    assert weights_hash(job.run, "best.pt") != weights_hash(job.run, "last.pt")
+    last = read_tensors(job.run / "last.pt")["training"]
+    assert last["ema"] is not None
+    assert last["step"] == 2 * 5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.optimizer=sgd", "train.momentum=0.8"),
+        ("train.optimizer=adam", "train.schedule=cosine", "train.warmup_epochs=0.5"),
+        ("data.balance=class_weights", "train.label_smoothing=0.1", "train.clip_grad_norm=1"),
+        ("data.balance=sampler", "train.schedule=constant", "data.random_erasing=0.5"),
+        ("train.amp=true", "data.augment=none"),
+        ("model.arch=mobilenet_v1", "model.width_mult=0.25"),
+        ("model.arch=mobilenet_v3_small", "model.reduced_tail=true"),
+    ],
+)
+def test_every_choice_trains(tiny_recipe, overrides):
+    _, result = trained(tiny_recipe, "train.epochs=1", *overrides)
+    assert math.isfinite(result.rows[0]["train_loss"])
+    assert result.rows[0]["train_loss"] < 3
+
+
+def test_schedules_rise_and_fall_as_named(tiny_recipe):
+    model = torch.nn.Linear(2, 2)
+
+    def course(schedule, warmup):
+        train = load_recipe(
+            tiny_recipe, [f"train.schedule={schedule}", f"train.warmup_epochs={warmup}"]
+        ).train
+        optimizer = build_optimizer(model, train, 1.0)
+        scheduler = build_scheduler(optimizer, train, 1.0, 4, 10)
+        values = []
+        for _ in range(40):
+            values.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return values
+
+    onecycle, cosine, constant = course("onecycle", 0), course("cosine", 1), course("constant", 0)
+    assert onecycle[0] < 0.1 < 0.99 < max(onecycle) <= 1.0
+    assert onecycle[-1] < 1e-3
+    assert cosine[:10] == sorted(cosine[:10])
+    assert max(cosine) == pytest.approx(1.0)
+    assert cosine[-1] < 0.01
+    assert constant == [1.0] * 40
+
+
+def test_weight_decay_spares_biases_and_norms(tiny_recipe):
+    job = prepared(tiny_recipe)
+    decayed, spared = build_optimizer(job.model, job.recipe.train, 1e-3).param_groups
+    assert decayed["weight_decay"] == job.recipe.train.weight_decay
+    assert spared["weight_decay"] == 0
+    assert all(parameter.ndim == 1 for parameter in spared["params"])
+
+
+def test_moving_average_starts_quickly_and_then_follows_slowly():
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = build_ema(model, 0.9)
+    values = []
+    for value in [0.0, *[1.0] * 30]:
+        with torch.no_grad():
+            model.weight.fill_(value)
+        ema.update_parameters(model)
+        values.append(ema.module.weight.item())
+    assert values[0] == 0.0
+    assert values[2] > 0.9
+    assert values[30] > 0.99
+
+
+def test_wrong_freeze_leaves_no_run_directory(tiny_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="19 stages"):
+        prepared(tiny_recipe, "model.freeze=features[:40]")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unsplit_folder_without_a_fraction_says_how_to_split(tiny_recipe, photos):
+    recipe = load_recipe(tiny_recipe, [f"data.root={photos / 'train'}"])
+    with pytest.raises(DataError, match=r"data\.val_fraction=0\.2"):
+        prepare_data(recipe)
+
+
+def test_missing_device_is_refused_not_replaced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cuda"):
+        choose_device("cuda")
+    assert choose_device("cpu") == CPU
+    with pytest.raises(UsageError, match="--device gpu"):
+        choose_device("gpu")
