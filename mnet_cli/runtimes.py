@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, 3, S, S), float32, normalised, to logits (N, C), float32."""
@@ -33,8 +38,8 @@ class Classifier:
     source: Path
 
 
-def open_classifier(path: Path, device: str = "cpu") -> Classifier:
-    """Open a checkpoint file or a run directory for use on `device`.
+def open_classifier(path: Path, device: str) -> Classifier:
+    """Open a checkpoint file or a run directory for use on the device that `device` names.
 
     Raises:
         WeightsError: There is no usable checkpoint at `path`.
@@ -44,7 +49,7 @@ def open_classifier(path: Path, device: str = "cpu") -> Classifier:
 
     checkpoint = load_checkpoint(path)
     return Classifier(
-        classify=torch_classify(build_from(checkpoint), device),
+        classify=torch_classify(build_from(checkpoint), choose_device(device)),
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
@@ -52,11 +57,32 @@ def open_classifier(path: Path, device: str = "cpu") -> Classifier:
     )
 
 
-def torch_classify(model: Any, device: Any) -> Classify:
+def choose_device(name: str) -> "torch.device":
+    """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
+
+    Raises:
+        UsageError: The device was named and is not to be had.
+    """
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, usable in available.items() if usable)
+    if not available.get(name, False):
+        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
+        raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
+    return torch.device(name)
+
+
+def torch_classify(model: "nn.Module", device: "torch.device") -> Classify:
     """Run a PyTorch model on `device`, in evaluation mode, channels last."""
     import torch
 
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
 
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
         model.eval()

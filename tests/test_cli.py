@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +29,9 @@ def trained(photos, tmp_path_factory):
     recipe = folder / "tiny.yaml"
     recipe.write_text(
         "schema: 1\n"
-        "model: {arch: mobilenet_v2, width_mult: 0.35, weights: none, freeze: none}\n"
-        f"data: {{root: {photos}, image_size: 32, batch_size: 5, workers: 0}}\n"
-        "train: {epochs: 6, lr: 3.0e-3}\n"
+        "model: {arch: mobilenet_v2, width_mult: 0.35, weights: starter, freeze: features}\n"
+        f"data: {{root: {photos}, image_size: 64, batch_size: 5, workers: 0}}\n"
+        "train: {epochs: 8, lr: 5e-2}\n"
     )
     command = [MNET, "train", "--recipe", "tiny", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -55,7 +55,7 @@ def test_train_prints_json_alone_on_stdout_and_epochs_on_stderr(work):
     summary = json.loads((work / "stdout").read_text())
     assert summary["best"]["top1"] > 0.9
     errors = (work / "stderr").read_text()
-    assert "6/6" in errors
+    assert "8/8" in errors
     assert "\x1b" not in errors
     assert sorted(path.name for path in (work / "runs" / "latest").iterdir()) == [
         "best.pt", "class_indices.json", "last.pt", "metrics.csv", "recipe.yaml", "report.html",
@@ -169,7 +169,7 @@ def test_predict_draws_the_picture(work, capsys, photos, tmp_path):
         (["eval", "--checkpoint", "nowhere"], 4, "nowhere"),
         (["eval", "--split", "test"], 3, "train, val"),
         (["eval", "--min-top1", "2"], 2, "min-top1"),
-        (["predict"], 2, "PATHS"),
+        (["predict"], 2, "paths"),
         (["predict", "*.nothing"], 2, "no file matches"),
         (["predict", "x.jpg", "--csv", "--json"], 2, "--csv"),
         (["info", "mobilenet_v4"], 2, "mobilenet_v"),
@@ -263,28 +263,15 @@ def test_a_full_stdout_is_the_machines_fault():
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_signals_end_training_with_their_codes(work, name, code, tmp_path):
-    import signal
-
-    process = subprocess.Popen(
-        [
-            MNET,
-            "train",
-            "--recipe",
-            "tiny",
-            "--set",
-            "train.epochs=5000",
-            "--out",
-            tmp_path / "run",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    for line in process.stderr:
-        if "/5000" in line:
-            break
-    process.send_signal(getattr(signal, name))
-    rest = process.stderr.read()
-    assert process.wait(30) == code
+    command = [MNET, "train", "--recipe", "tiny", "--set", "train.epochs=5000"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "run"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if "/5000" in line:
+                break
+        process.send_signal(getattr(signal, name))
+        rest = process.stderr.read()
+        assert process.wait(30) == code
     assert "Traceback" not in rest
     assert run(["eval", "--checkpoint", str(tmp_path / "run"), "--quiet"]) == 0

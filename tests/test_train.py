@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from mnet_cli.checkpoint import load_checkpoint
-from mnet_cli.errors import DataError, RecipeError, RefusedError, UsageError
+from mnet_cli.errors import DataError, RecipeError, RefusedError
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
 from mnet_cli.tensorfile import read_tensors
-from mnet_cli.train import choose_device, fit, prepare_data, prepare_job, write_results
+from mnet_cli.train import fit, prepare_data, prepare_job, write_results
 from mnet_cli.train.optimization import build_ema, build_optimizer, build_scheduler
 
 CPU = torch.device("cpu")
+STARTER = ("model.weights=starter", "model.freeze=features", "data.image_size=64", "train.lr=5e-2")
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def weights_hash(run, name="best.pt") -> str:
 
 
 def test_training_learns_colours_and_leaves_a_whole_run_directory(tiny_recipe):
-    job, result = trained(tiny_recipe, "train.epochs=6")
+    job, result = trained(tiny_recipe, *STARTER, "train.epochs=6")
     write_results(job, result)
     assert result.best.top1 > 0.9
     assert {path.name for path in job.run.iterdir()} == {
@@ -218,12 +219,3 @@ def test_unsplit_folder_without_a_fraction_says_how_to_split(tiny_recipe, photos
     recipe = load_recipe(tiny_recipe, [f"data.root={photos / 'train'}"])
     with pytest.raises(DataError, match=r"data\.val_fraction=0\.2"):
         prepare_data(recipe)
-
-
-def test_missing_device_is_refused_not_replaced(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="--device cuda"):
-        choose_device("cuda")
-    assert choose_device("cpu") == CPU
-    with pytest.raises(UsageError, match="--device gpu"):
-        choose_device("gpu")

@@ -2,12 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mnet_cli import console
 from mnet_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mnet_cli.data.split import SplitCounts
 
 FolderArgument = Annotated[Path, typer.Argument(help="Where to put it.")]
 ValOption = Annotated[
@@ -21,8 +24,12 @@ def sample(folder: FolderArgument = Path("data_set/sample"), seed: SeedOption = 
     from mnet_cli.data.sample import draw_sample
 
     with console.bar("drawing") as on_progress:
-        draw_sample(folder, seed=seed, on_progress=on_progress)
-    console.show({"folder": folder}, lambda: console.line(f"sample data set: {folder}"))
+        drawn = draw_sample(folder, seed=seed, on_progress=on_progress)
+    state = "drawn" if drawn else "there already"
+    console.show(
+        {"folder": folder, "drawn": drawn},
+        lambda: console.line(f"sample data set: {folder} ({state})"),
+    )
 
 
 def fetch(
@@ -33,18 +40,12 @@ def fetch(
 ) -> None:
     """Download the 3,670 flower photographs (229 MB), then split them into train and val."""
     from mnet_cli.data.flower_photos import fetch_flower_photos
-    from mnet_cli.data.split import split_folder
 
     if name != "flowers":
         raise UsageError(f'"{name}"', "nothing of that name to fetch", '"flowers" was expected')
     with console.bar("downloading", unit="B") as on_progress:
         photos = fetch_flower_photos(folder, on_progress=on_progress)
-    destination = folder / "flowers"
-    with console.bar("splitting") as on_progress:
-        counts = split_folder(
-            photos, destination, val_fraction=val, seed=seed, on_progress=on_progress
-        )
-    _show_split(destination, asdict(counts))
+    _split(photos, folder / "flowers", val=val, seed=seed, copy=False)
 
 
 def split(
@@ -57,16 +58,26 @@ def split(
     ] = False,
 ) -> None:
     """Split a folder of classes into train and val, the same way each time."""
+    _split(source, destination, val=val, seed=seed, copy=copy)
+
+
+def _split(source: Path, destination: Path, *, val: float, seed: int, copy: bool) -> None:
     from mnet_cli.data.split import split_folder
 
     with console.bar("splitting") as on_progress:
         counts = split_folder(
             source, destination, val_fraction=val, seed=seed, copy=copy, on_progress=on_progress
         )
-    _show_split(destination, asdict(counts))
-
-
-def _show_split(folder: Path, counts: dict[str, int]) -> None:
+    state = "split already" if counts.already_split else "split"
     console.show(
-        {"folder": folder, **counts}, lambda: console.line(f"{folder}: {console.counts(counts)}")
+        {"folder": destination, **asdict(counts)},
+        lambda: _show_split(f"{state}: {destination}", counts),
+    )
+
+
+def _show_split(title: str, counts: "SplitCounts") -> None:
+    console.table(
+        ("class", ">train", ">val"),
+        [(name, counts.train[name], counts.val[name]) for name in counts.train],
+        title=title,
     )

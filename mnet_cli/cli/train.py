@@ -36,8 +36,9 @@ def train(
 
     from mnet_cli import train as training
     from mnet_cli.models.freeze import stage_table
+    from mnet_cli.runtimes import choose_device
 
-    chosen = training.choose_device(device)
+    chosen = choose_device(device)
     with console.bar("checking images") as on_progress:
         data = training.prepare_data(resolved, on_progress)
     for note in data.notes:

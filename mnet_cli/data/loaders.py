@@ -18,6 +18,7 @@ from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
 
 View = Callable[[Image.Image], torch.Tensor]
+CPU = torch.device("cpu")
 Loaded = NDArray[np.float32] | DataError
 Key = tuple[int, int]  # (epoch, index): all that a sample's randomness depends on
 
@@ -25,6 +26,17 @@ Key = tuple[int, int]  # (epoch, index): all that a sample's randomness depends 
 def seed_of(*parts: int) -> int:
     """Mix integers into one 64-bit seed; any change of a part changes it."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def seed_torch(seed: int, device: torch.device = CPU) -> None:
+    """Seed torch's generator on the CPU, and on `device` if that is another.
+
+    `torch.manual_seed` alone would prepare a message for CUDA at every call, which costs
+    more than a small image does.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 class TrainImages(Dataset[tuple[torch.Tensor, int]]):
@@ -51,7 +63,7 @@ class TrainImages(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
         epoch, index = key
         image = read_image(self.paths[index], self.background)
-        torch.manual_seed(seed_of(self.seed, epoch, index))
+        seed_torch(seed_of(self.seed, epoch, index))
         return self.view(image), self.labels[index]
 
 
@@ -73,8 +85,8 @@ class EpochBatches(Sampler[list[Key]]):
         self.epoch = 0
         self.batch_size, self.seed = batch_size, seed
         self.count = len(labels)
-        counts = torch.bincount(torch.tensor(labels))
-        self.weights = (1 / counts)[labels].double() if balanced else None
+        classes = torch.tensor(labels)
+        self.weights = (1 / classes.bincount().double())[classes] if balanced else None
 
     def __len__(self) -> int:
         whole, rest = divmod(self.count, self.batch_size)

@@ -19,6 +19,8 @@ HALF: Triple = (0.5, 0.5, 0.5)
 
 NEWEST, FIRST = "imagenet", "imagenet-v1"
 PUBLISHED_NAMES = (NEWEST, FIRST)  # what a recipe may call published weights
+STARTER = "starter"  # the small weights that ship with mnet, made for one model
+STARTER_ARCH, STARTER_WIDTH = "mobilenet_v2", 0.35
 
 
 @dataclass(frozen=True)

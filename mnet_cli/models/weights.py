@@ -19,17 +19,19 @@ from mnet_cli.models.published import (
     IMAGENET_STD,
     PUBLISHED,
     PUBLISHED_NAMES,
+    STARTER,
+    STARTER_ARCH,
+    STARTER_WIDTH,
     Triple,
     published,
     published_for,
 )
 from mnet_cli.tensorfile import read_tensors
 
-NONE, STARTER = "none", "starter"
+NONE = "none"
 SOURCE_NAMES = (NONE, STARTER, *PUBLISHED_NAMES)
 
 STARTER_FILE = Path(__file__).with_name("starter.pth")
-STARTER_ARCH, STARTER_WIDTH = "mobilenet_v2", 0.35
 
 BACKBONE = "features."
 LEAST_FIT = 0.9  # share of the backbone's tensors that a file must bring

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-from mnet_cli.models.published import PUBLISHED_NAMES, widths_with_weights
+from mnet_cli.models.published import (
+    PUBLISHED_NAMES,
+    STARTER,
+    STARTER_ARCH,
+    STARTER_WIDTH,
+    widths_with_weights,
+)
 from mnet_cli.recipe.schema import Arch
-
-STARTER = ("mobilenet_v2", 0.35)  # architecture and width of the weights that ship with mnet
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,11 @@ RULES = (
     ),
     Rule(
         ("model.weights", "model.arch", "model.width_mult"),
-        lambda weights, arch, width: weights == "starter" and (arch, width) != STARTER,
+        lambda weights, arch, width: (
+            weights == STARTER and (arch, width) != (STARTER_ARCH, STARTER_WIDTH)
+        ),
         "starter with model.arch: {1} and model.width_mult: {2}",
-        "the starter weights are of {} at {}".format(*STARTER),
+        f"the starter weights are of {STARTER_ARCH} at {STARTER_WIDTH}",
         "Change model.weights, or set model.arch and model.width_mult to these",
     ),
     *(_needs_published_width(arch) for arch in get_args(Arch)),

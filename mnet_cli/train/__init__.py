@@ -1,7 +1,7 @@
 """Training: from a recipe to a run directory with the best checkpoint."""
 
 from mnet_cli.train.loop import Fit, fit
-from mnet_cli.train.setup import Job, choose_device, prepare_data, prepare_job
+from mnet_cli.train.setup import Job, prepare_data, prepare_job
 from mnet_cli.train.summary import write_results
 
-__all__ = ["Fit", "Job", "choose_device", "fit", "prepare_data", "prepare_job", "write_results"]
+__all__ = ["Fit", "Job", "fit", "prepare_data", "prepare_job", "write_results"]

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
-from mnet_cli.data.loaders import EpochBatches, seed_of, train_loader
+from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch, train_loader
 from mnet_cli.errors import RefusedError
 from mnet_cli.evaluate import Evaluation, evaluate
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
@@ -155,7 +155,7 @@ def train_epoch(
     losses, lrs, counts = [], [], []
     for images, labels in loader:  # images (N, 3, S, S), labels (N,)
         step += 1
-        torch.manual_seed(seed_of(train.seed, step))  # dropout and mixing, at any worker count
+        seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any loader
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         if learner.mix:

@@ -32,11 +32,11 @@ def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Op
     ]
     match train.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr)
+            return torch.optim.AdamW(groups, lr=lr, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, lr=lr)
+            return torch.optim.Adam(groups, lr=lr, fused=True)
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=train.momentum)
+            return torch.optim.SGD(groups, lr=lr, momentum=train.momentum, fused=True)
 
 
 def build_scheduler(

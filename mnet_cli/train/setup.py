@@ -14,7 +14,7 @@ from mnet_cli.data.augment import train_view
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import TrainImages
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
-from mnet_cli.errors import DataError, UsageError
+from mnet_cli.errors import DataError
 from mnet_cli.models.freeze import frozen_parameters
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
@@ -71,25 +71,6 @@ class Job:
             self.preprocess.background,
             self.recipe.train.seed,
         )
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
-
-    Raises:
-        UsageError: The device was named and is not to be had.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, usable in available.items() if usable)
-    if not available.get(name, False):
-        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
-    return torch.device(name)
 
 
 def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet:
