@@ -95,11 +95,11 @@ def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool
             if answer.answer(names, reject) != answer.ranked(names, 1)[0][0]:
                 console.line(f"class: {'unknown':10} (below {reject:g})")
             for name, probability in answer.ranked(names, count):
-                console.line(f"class: {name:10} prob: {probability:.3g}")
+                console.line(f"class: {name:10} prob: {probability:.3f}")
         else:
             best = answer.ranked(names, 1)[0][1]
             console.line(
-                f"{answer.path}  class: {answer.answer(names, reject):10} prob: {best:.3g}"
+                f"{answer.path}  class: {answer.answer(names, reject):10} prob: {best:.3f}"
             )
 
     return write
@@ -146,6 +146,6 @@ def _plot(
     from mnet_cli.report.picture import draw_prediction, save_picture
 
     ranked = answer.ranked(names, count)
-    title = f"class: {answer.answer(names, reject)}  prob: {ranked[0][1]:.3g}"
+    title = f"class: {answer.answer(names, reject)}  prob: {ranked[0][1]:.3f}"
     save_picture(draw_prediction(read_image(answer.path), title, ranked), path)
     console.note(f"picture: {path}")
