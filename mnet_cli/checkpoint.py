@@ -2,8 +2,8 @@
 
 Format 1 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
 `format`, `mnet_version`, `arch`, `model_args`, `state_dict`, `class_names`, `preprocess`,
-`recipe` and `metrics`. `last.pt` adds `training`: optimizer, scheduler, ema, epoch, step
-and seed. The `state_dict` of V2 and V3 has torchvision's names.
+`recipe` and `metrics`. `last.pt` adds `optimizer`, `scheduler`, `ema`, `epoch`, `step` and
+`seed`. The `state_dict` of V2 and V3 has torchvision's names.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from mnet_cli import __version__
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import WeightsError
+from mnet_cli.errors import MnetError, WeightsError
 from mnet_cli.models.registry import build_model
 from mnet_cli.tensorfile import read_tensors, write_tensors
 
 FORMAT = 1
+TRAINING_KEYS = ("optimizer", "scheduler", "ema", "epoch", "step", "seed")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Checkpoint:
         class_names: In the order of the logits.
         preprocess: How an image becomes the model's input.
         recipe: The resolved recipe, as plain values.
-        metrics: Of the epoch that the state belongs to.
-        training: What a resume needs besides; empty in `best.pt`.
+        metrics: Of the epoch that the state belongs to; those of the averaged weights where
+            training keeps an average.
+        training: `TRAINING_KEYS`, what a resume needs besides; empty in `best.pt`.
     """
 
     arch: str
@@ -64,9 +66,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "recipe": dict(checkpoint.recipe),
         "metrics": dict(checkpoint.metrics),
     }
-    if checkpoint.training:
-        content["training"] = dict(checkpoint.training)
-    write_tensors(path, content)
+    write_tensors(path, content | dict(checkpoint.training))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -103,9 +103,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             preprocess=Preprocess.from_dict(content["preprocess"]),
             recipe=content["recipe"],
             metrics=content["metrics"],
-            training=content.get("training", {}),
+            training={key: content[key] for key in TRAINING_KEYS if key in content},
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             str(path), f"an incomplete checkpoint ({error})", "all keys of format 1 were expected"
         ) from error
@@ -115,15 +115,22 @@ def build_from(checkpoint: Checkpoint) -> nn.Module:
     """Build the checkpoint's model with its weights, in evaluation mode.
 
     Raises:
-        WeightsError: The state does not fit the architecture it names.
+        WeightsError: The state does not fit the architecture it names, or is not finite.
     """
-    model = build_model(checkpoint.arch, len(checkpoint.class_names), **checkpoint.model_args)
     try:
+        model = build_model(checkpoint.arch, len(checkpoint.class_names), **checkpoint.model_args)
         model.load_state_dict(dict(checkpoint.state_dict), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, MnetError) as error:
         raise WeightsError(
             f"checkpoint of {checkpoint.arch}",
             "its tensors do not fit the architecture that it names",
             "a whole checkpoint was expected",
         ) from error
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"checkpoint of {checkpoint.arch}",
+            f"{broken[0]} holds NaN or infinity",
+            "finite numbers were expected",
+        )
     return model.eval()

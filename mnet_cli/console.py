@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mnet_cli.errors import MnetError
-from mnet_cli.text import printable
+from mnet_cli.text import printable, readable
 
+NOTES = 10  # lines of one kind
 WIDE = 200  # columns where the output is no terminal, so that no cell is cut off
 
 
@@ -47,6 +48,14 @@ def note(text: object) -> None:
         tqdm.write(printable(str(text)), file=sys.stderr)
     else:
         sys.stderr.write(printable(str(text)) + "\n")
+
+
+def notes(texts: Sequence[str]) -> None:
+    """Print the first of many lines of news, and how many more there are."""
+    for content in texts[:NOTES]:
+        note(f"note: {content}")
+    if len(texts) > NOTES:
+        note(f"note: … and {len(texts) - NOTES} more like these")
 
 
 def error(problem: MnetError) -> None:
@@ -129,6 +138,11 @@ def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]
         yield advance
 
 
+def discard_output() -> None:
+    """Send the rest of stdout nowhere: its reader has left, and that is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def percent(share: float) -> str:
     """A share in 0..1 as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
@@ -139,12 +153,7 @@ def counts(values: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in values.items())
 
 
-def readable(path: Path) -> str:
-    """A path for JSON and CSV, which have escapes of their own but want valid Unicode."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _plain_value(value: object) -> object:
     if isinstance(value, Path):
-        return readable(value)
+        return readable(str(value))
     raise TypeError(f"{type(value).__name__} is no plain value")

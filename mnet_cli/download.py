@@ -1,6 +1,5 @@
 """Download one file: resumable, hash-checked before it gets its name, never over plain http."""
 
-import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mnet_cli.errors import MachineError
+from mnet_cli.hashing import file_sha256
 
 CHUNK = 1 << 16  # bytes
 SIZE_CAP = 1 << 30  # bytes; several times the largest file that mnet asks for
@@ -78,7 +78,7 @@ def download(
         raise ValueError("sha256 must give at least eight digits")
     job = _Job(url, destination, sha256.lower(), size or SIZE_CAP, timeout)
     try:
-        if destination.is_file() and _digest(destination).startswith(job.sha256):
+        if destination.is_file() and file_sha256(destination).startswith(job.sha256):
             return destination
         _check_address(job, url)
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def download(
             _receive(job, file, on_progress)
             file.flush()
             os.fsync(file.fileno())
-            found = _digest(job.part)
+            found = file_sha256(job.part)
             if not found.startswith(job.sha256):
                 job.part.unlink()
                 raise job.failure(f"its file has sha256 {found}")
@@ -205,8 +205,3 @@ def _network(job: _Job) -> Iterator[None]:
         else:
             found = f"the connection failed ({cause})"
         raise job.failure(found) from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

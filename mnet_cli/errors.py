@@ -41,6 +41,10 @@ class MnetError(Exception):
             line += f". {next_step}"
         super().__init__(line)
 
+    def __reduce__(self) -> tuple[type["MnetError"], tuple[object, ...]]:
+        """Let an error travel whole from a worker process."""
+        return type(self), (self.where, self.found, self.expected, self.next_step, self.details)
+
 
 class UsageError(MnetError):
     """A command line that cannot be carried out as typed."""

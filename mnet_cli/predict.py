@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.data.loaders import eval_batches
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.data.scan import IMAGE_EXTENSIONS
+from mnet_cli.data.scan import IMAGE_EXTENSIONS, is_hidden
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.metrics import softmax
 from mnet_cli.runtimes import Classify
@@ -75,24 +75,26 @@ def find_images(patterns: Iterable[str]) -> Iterator[Path]:
         DataError: A folder holds no image.
     """
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            yield from _images_below(path)
-        elif has_magic(pattern) and not path.exists():
+        if has_magic(pattern) and not os.path.lexists(pattern):
             matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207  absolute too
             if not matches:
                 raise UsageError(pattern, "no file matches", "at least one was expected")
-            yield from find_images(matches)
         else:
-            yield path
+            matches = [pattern]
+        for path in map(Path, matches):
+            # Unlike Path.is_dir, this takes a name that is too long for an answer of no.
+            if os.path.isdir(path):  # noqa: PTH112
+                yield from _images_below(path)
+            else:
+                yield path
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
     found = False
     for parent, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not is_hidden(name):
                 found = True
                 yield Path(parent, name)
     if not found:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
@@ -40,6 +41,8 @@ def claim_run(folder: Path) -> Path:
         UsageError: The folder holds something.
         MachineError: The folder cannot be made.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder}", "a file", "a new or empty folder was expected")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
@@ -52,13 +55,21 @@ def claim_run(folder: Path) -> Path:
     return folder
 
 
-def point_latest(folder: Path) -> None:
-    """Make `latest` beside the run directory lead to it (a relative link)."""
-    link = folder.parent / LATEST
-    new = folder.parent / f".{LATEST}.{folder.name}"
+def point_latest(root: Path, folder: Path) -> None:
+    """Make `root/latest` lead to the run directory `folder`, by a relative link.
+
+    Raises:
+        UsageError: Something that is no link stands there.
+        MachineError: The link cannot be made.
+    """
+    link = root / LATEST
+    new = root / f".{LATEST}.{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        raise UsageError(str(link), "in the way of the link to the newest run", "no such file")
     try:
+        root.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
-        new.symlink_to(folder.name, target_is_directory=True)
+        new.symlink_to(os.path.relpath(folder, root), target_is_directory=True)
         new.replace(link)
     except OSError as error:
         new.unlink(missing_ok=True)

@@ -1,6 +1,11 @@
 """Text from outside (file names, class names, recipes) made fit for one line."""
 
 
+def readable(text: str) -> str:
+    """Escape bytes that are not UTF-8 (surrogates), so that the text can be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def printable(text: str, limit: int | None = None) -> str:
     """Escape line ends, control codes and undecodable bytes; cut what is beyond `limit`.
 
@@ -8,6 +13,6 @@ def printable(text: str, limit: int | None = None) -> str:
     """
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
+        for character in readable(text)
     )
     return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"

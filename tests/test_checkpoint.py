@@ -88,3 +88,27 @@ def test_failed_save_keeps_the_old_file(checkpoint, tmp_path):
     with pytest.raises(MachineError):
         save_checkpoint(tmp_path / "none" / "best.pt", checkpoint)
     assert (tmp_path / "best.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": "mobilenet_v9"},
+        {"model_args": {"width": 1}},
+        {"state_dict": []},
+        {"preprocess": {"image_size": 0}},
+        {"class_names": 3},
+    ],
+)
+def test_nonsense_in_a_checkpoint_is_refused_as_such(checkpoint, tmp_path, change):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    write_tensors(tmp_path / "best.pt", read_tensors(tmp_path / "best.pt") | change)
+    with pytest.raises(WeightsError):
+        build_from(load_checkpoint(tmp_path / "best.pt"))
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoint):
+    state = {name: tensor.clone() for name, tensor in checkpoint.state_dict.items()}
+    state["classifier.1.bias"][0] = float("nan")
+    with pytest.raises(WeightsError, match=r"classifier\.1\.bias holds NaN"):
+        build_from(dataclasses.replace(checkpoint, state_dict=state))

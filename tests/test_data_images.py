@@ -93,6 +93,21 @@ def test_bomb_is_refused_before_it_is_decoded(monkeypatch):
         decode_image(encoded(gradient()), "x")
 
 
+def test_image_too_thin_to_resize_is_refused():
+    with pytest.raises(DataError, match="1x2000 pixels"):
+        decode_image(encoded(Image.new("RGB", (1, 2000))), "x")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as the decoder does outside of pytest
+def test_broken_orientation_data_is_a_damaged_image():
+    exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03"
+    content = encoded(gradient(), "JPEG", exif=exif)
+    try:
+        assert decode_image(content, "x").mode == "RGB"
+    except DataError as error:
+        assert "damaged" in str(error)
+
+
 def test_formats_that_run_programs_are_not_opened():
     with pytest.raises(DataError, match="not an image in a supported format"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x")

@@ -5,33 +5,40 @@ import pytest
 import torch
 
 from mnet_cli.data.augment import train_view
-from mnet_cli.data.loaders import EpochBatches, TrainImages, eval_batches, seed_of, train_loader
+from mnet_cli.data.loaders import (
+    EpochBatches,
+    TrainImages,
+    eval_batches,
+    loaded,
+    seed_of,
+    train_loader,
+)
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError
 
 SMALL = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)
 
 
-def loaded(photos, workers: int, epoch: int, policy: str = "crop_flip"):
+def views(photos, workers: int, epoch: int, policy: str = "crop_flip"):
     paths = sorted((photos / "train").rglob("*.jpg"))
     labels = [index % 3 for index in range(len(paths))]
     view = train_view(SMALL, policy, crop_scale_min=0.2, random_erasing=0.5)
     batches = EpochBatches(labels, 5, seed=3)
     batches.epoch = epoch
     images = TrainImages(paths, labels, view, SMALL.background, seed=3)
-    return list(train_loader(images, batches, workers, torch.device("cpu")))
+    return list(loaded(train_loader(images, batches, workers, torch.device("cpu"))))
 
 
 @pytest.mark.parametrize("policy", ["crop_flip", "trivialaugment", "randaugment"])
 def test_batches_are_the_same_for_any_number_of_workers(photos, policy):
-    alone, many = loaded(photos, 0, 1, policy), loaded(photos, 2, 1, policy)
+    alone, many = views(photos, 0, 1, policy), views(photos, 2, 1, policy)
     for (images, labels), (others, other_labels) in zip(alone, many, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)
 
 
 def test_another_epoch_gives_other_views_in_another_order(photos):
-    first, second = loaded(photos, 0, 1), loaded(photos, 0, 2)
+    first, second = views(photos, 0, 1), views(photos, 0, 2)
     assert not torch.equal(first[0][0], second[0][0])
     assert [b[1].tolist() for b in first] != [b[1].tolist() for b in second]
 
@@ -92,3 +99,15 @@ def test_eval_batches_read_ahead_by_two_batches_at_most(photos):
     next(batches)
     assert drawn <= 9
     batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_went_bad_is_the_same_error_for_any_number_of_workers(
+    photos, tmp_path, workers
+):
+    view = train_view(SMALL, "none", crop_scale_min=1, random_erasing=0)
+    paths = [*sorted((photos / "val").rglob("*.jpg"))[:3], tmp_path / "gone.jpg"]
+    images = TrainImages(paths, [0, 1, 0, 1], view, SMALL.background, seed=0)
+    loader = train_loader(images, EpochBatches([0, 1, 0, 1], 2, 0), workers, torch.device("cpu"))
+    with pytest.raises(DataError, match=r"gone\.jpg: cannot be read"):
+        list(loaded(loader))

@@ -7,7 +7,15 @@ PACKAGE = Path(__file__).parent.parent / "mnet_cli"
 
 LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
     ("errors",),
-    ("atomic", "metrics", "text", "models.layers", "models.published", "data.preprocess"),
+    (
+        "atomic",
+        "hashing",
+        "metrics",
+        "text",
+        "models.layers",
+        "models.published",
+        "data.preprocess",
+    ),
     (
         "recipe",
         "console",

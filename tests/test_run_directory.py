@@ -26,10 +26,21 @@ def test_a_run_is_never_named_like_the_link(tmp_path):
 def test_latest_follows_the_newest_run_and_survives_a_move(tmp_path):
     root = tmp_path / "runs"
     for _ in range(2):
-        point_latest(create_run(root, "a"))
+        point_latest(root, create_run(root, "a"))
     assert latest_run(root).name == "a-2"
     moved = root.rename(tmp_path / "moved")
     assert latest_run(moved) == moved / "a-2"
+
+
+def test_latest_leads_to_a_run_elsewhere_and_replaces_nothing_but_a_link(tmp_path):
+    elsewhere = claim_run(tmp_path / "elsewhere")
+    point_latest(tmp_path / "runs", elsewhere)
+    assert latest_run(tmp_path / "runs") == elsewhere
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "latest").write_text("mine")
+    with pytest.raises(UsageError, match="in the way"):
+        point_latest(tmp_path / "mine", elsewhere)
+    assert (tmp_path / "mine" / "latest").read_text() == "mine"
 
 
 def test_no_run_is_an_error_that_says_what_to_do(tmp_path):

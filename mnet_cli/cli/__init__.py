@@ -1,6 +1,5 @@
 """The command line: thin commands, and the one place where errors become exit codes."""
 
-import os
 import signal
 import sys
 import traceback
@@ -23,6 +22,11 @@ class Terminated(BaseException):
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
+    # No file name and no terminal's encoding may stop a command half-way.
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 
@@ -30,7 +34,6 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error is printed as one line."""
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="mnet", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MnetError as error:
         return _fail(error)
@@ -42,10 +45,6 @@ def run(arguments: Sequence[str]) -> int:
     except Terminated:
         console.note("mnet: terminated")
         return TERMINATED
-    except BrokenPipeError:
-        # The reader has what it wanted; the interpreter must not try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         return _fail(MachineError("mnet", error.strerror or str(error), "a healthy system"))
     except Exception as error:
@@ -75,7 +74,7 @@ def _show_traceback() -> None:
 def _usage_error(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mnet"
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".?")
     return UsageError(command, message[:1].lower() + message[1:], "", f"See {command} --help")
 
 

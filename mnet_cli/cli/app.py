@@ -1,6 +1,7 @@
 """The Typer application, its commands, and the options that every command has."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -40,7 +41,11 @@ def with_shared_options(command: Command) -> Command:
     @wraps(command)
     def with_settings(**values: Any) -> None:
         shared_options(**{name: values.pop(name) for name in shared})
-        command(**values)
+        try:
+            command(**values)
+            sys.stdout.flush()
+        except BrokenPipeError:  # here, for Typer would make it an exit code of 1
+            console.discard_output()
 
     own = inspect.signature(command)
     parameters = [

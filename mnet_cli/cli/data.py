@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FolderArgument = Annotated[Path, typer.Argument(help="Where to put it.")]
 ValOption = Annotated[
-    float, typer.Option("--val", min=0, max=1, help="Share of each class set aside as val.")
+    float, typer.Option("--val", min=0.001, max=0.999, help="Share of each class set aside as val.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives another set.")]
 

@@ -1,7 +1,7 @@
 """`mnet eval`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Labelled images, one folder a class.", show_default="the recipe's"),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    split: Annotated[
+        Literal["train", "val", "test"] | None,
+        typer.Option(help="Which part.", show_default="val, or all of --data"),
+    ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Exit with 6 if top-1 is below this share."),
@@ -39,7 +42,14 @@ def evaluate(
     classifier = open_classifier(checkpoint or latest_run(), device)
     with console.bar("checking images") as on_progress:
         images = _open_images(classifier, data, on_progress)
-    chosen = _choose_split(images, split, named=data is not None)
+    console.notes(images.notes)
+    chosen = split or ("all" if "all" in images.splits else "val")
+    if chosen not in images.splits:
+        raise DataError(
+            f"--split {chosen}",
+            f"{images.root} has no such part",
+            f"one of {', '.join(images.splits)} was expected",
+        )
     samples = images.splits[chosen]
     with console.bar("evaluating") as on_progress:
         result = evaluation.evaluate(
@@ -68,13 +78,13 @@ def evaluate(
 
 
 def _open_images(classifier: "Classifier", root: Path | None, on_progress: Any) -> "DataSet":
-    """Open the images to score: those of `root`, or those of the recipe, split as it says."""
-    from mnet_cli.data.dataset import open_dataset
-    from mnet_cli.recipe import Recipe
+    """Open the images of `root`, or those of the recipe, divided as the run divided them."""
+    from mnet_cli.data.dataset import open_dataset, take_split
+    from mnet_cli.recipe import restore_recipe
 
-    recipe = Recipe.model_validate(classifier.recipe)
     if root is not None:
         return open_dataset(root, class_names=classifier.class_names, on_progress=on_progress)
+    recipe = restore_recipe(classifier.recipe, str(classifier.source))
     if not Path(recipe.data.root).is_dir():
         raise DataError(
             recipe.data.root,
@@ -82,26 +92,17 @@ def _open_images(classifier: "Classifier", root: Path | None, on_progress: Any) 
             "labelled images were expected",
             "Name some with --data DIR",
         )
-    return open_dataset(
+    manifest = classifier.source.with_name("split.csv")
+    divided = recipe.data.val_fraction is not None and manifest.is_file()
+    images = open_dataset(
         Path(recipe.data.root),
         class_names=classifier.class_names,
-        val_fraction=recipe.data.val_fraction,
+        val_fraction=None if divided else recipe.data.val_fraction,
         seed=recipe.train.seed,
         skip_bad=recipe.data.skip_bad,
         on_progress=on_progress,
     )
-
-
-def _choose_split(images: "DataSet", split: str, *, named: bool) -> str:
-    if named and "all" in images.splits:
-        return "all"
-    if split not in images.splits:
-        raise DataError(
-            f"--split {split}",
-            f"{images.root} has no such split",
-            f"one of {', '.join(images.splits)} was expected",
-        )
-    return split
+    return take_split(images, manifest) if divided else images
 
 
 def _as_document(result: "Evaluation") -> dict[str, Any]:

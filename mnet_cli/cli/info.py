@@ -37,7 +37,7 @@ def info(
         raise UsageError(
             "mnet info", "no architecture", "a name or --weights was expected", "Try mobilenet_v2"
         )
-    from mnet_cli.models.registry import build_model
+    from mnet_cli.models.registry import build_model, find_architecture
     from mnet_cli.models.summary import summarize
 
     model = build_model(arch, 1000, width_mult=width_mult, reduced_tail=reduced_tail)
@@ -54,11 +54,15 @@ def info(
             for cost in summary.separable
         ],
     }
-    console.show(document, lambda: _show_summary(arch, width_mult, summary))
+    architecture = find_architecture(arch)
+    title = (
+        f"{architecture.title} (arXiv {architecture.paper}), width_mult {width_mult:g}, "
+        f"{image_size}x{image_size}, 1000 classes"
+    )
+    console.show(document, lambda: _show_summary(title, summary))
 
 
-def _show_summary(arch: str, width_mult: float, summary: "Summary") -> None:
-    size = summary.image_size
+def _show_summary(title: str, summary: "Summary") -> None:
     console.table(
         ("layer", "input", "operator", ">t", ">c", ">s", "activation", "SE", ">params", ">MACs"),
         [
@@ -76,7 +80,7 @@ def _show_summary(arch: str, width_mult: float, summary: "Summary") -> None:
             )
             for row in summary.layers
         ],
-        title=f"{arch}, width_mult {width_mult:g}, {size}x{size}, 1000 classes",
+        title=title,
     )
     console.table(
         ("depthwise separable pair", ">D_K", ">M", ">N", ">MACs", ">share", ">1/N + 1/D_K²"),
@@ -101,6 +105,10 @@ def _show_weights(arch: str | None) -> None:
     from mnet_cli.models.published import PUBLISHED
 
     rows = [row for row in PUBLISHED if arch in (None, row.arch)]
+    if arch and not rows:
+        from mnet_cli.models.registry import find_architecture
+
+        find_architecture(arch)  # says what is wrong with the name
     console.show(
         [asdict(row) for row in rows],
         lambda: console.table(

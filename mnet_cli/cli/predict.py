@@ -12,6 +12,7 @@ import typer
 from mnet_cli import console
 from mnet_cli.cli.options import BatchSizeOption, CheckpointOption, DeviceOption
 from mnet_cli.errors import DataError, UsageError
+from mnet_cli.text import readable
 
 if TYPE_CHECKING:
     from mnet_cli.predict import Prediction
@@ -34,12 +35,17 @@ def predict(
     plot: Annotated[
         Path | None, typer.Option(help="Write the picture with its answer to this PNG file.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --plot replace a file.")] = False,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
 ) -> None:
     """Say what is on photographs, one or many."""
     if as_csv and console.settings.json:
         raise UsageError("--csv", "given with --json", "one of the two was expected")
+    if as_csv and topk:
+        raise UsageError("--topk", "no effect with --csv, which has a column a class")
+    if plot and plot.exists() and not force:
+        raise UsageError(f"--plot {plot}", "exists", "a new file was expected", "Or add --force")
 
     from mnet_cli import predict as prediction
     from mnet_cli.run_directory import latest_run
@@ -128,7 +134,7 @@ def _csv_writer(names: tuple[str, ...], reject: float) -> Write:
     rows.writerow(["path", "class", "prob", *names, "error"])
 
     def write(answer: "Prediction") -> None:
-        path = console.readable(answer.path)
+        path = readable(str(answer.path))
         if answer.error:
             rows.writerow([path, "", "", *("" for _ in names), answer.error.found])
         else:

@@ -39,10 +39,15 @@ def train(
     from mnet_cli.runtimes import choose_device
 
     chosen = choose_device(device)
+    if resolved.output.tensorboard:
+        from mnet_cli.report.tensorboard import epoch_writer, require_tensorboard
+
+        require_tensorboard()  # before anything is made
     with console.bar("checking images") as on_progress:
         data = training.prepare_data(resolved, on_progress)
-    for note in data.notes:
-        console.note(f"note: {note}")
+    console.notes(data.notes)
+    if data.skipped:
+        console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
     images = console.counts({split: len(s.paths) for split, s in data.splits.items()})
     console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
     with console.bar("weights", unit="B") as on_progress:
@@ -58,8 +63,6 @@ def train(
         lambda row: console.note(_epoch_line(row, total))
     ]
     if resolved.output.tensorboard:
-        from mnet_cli.report.tensorboard import epoch_writer
-
         watchers.append(epoch_writer(job.run / "tensorboard"))
 
     def on_epoch(row: Mapping[str, float]) -> None:
@@ -91,7 +94,7 @@ def _show_stages(rows: "list[StageRow]") -> None:
 
 
 def _grouped(rows: "list[StageRow]") -> Iterator[tuple[str, str, str]]:
-    """Put neighbouring stages that are all trainable, or all frozen, into one row."""
+    """Put neighbouring stages of the features that learn, or that do not, into one row."""
     for _, group in groupby(rows, lambda row: (row.name == "classifier", row.trainable > 0)):
         stages = list(group)
         name = stages[0].name

@@ -1,6 +1,7 @@
 """Random views for training, built from the evaluation's `Preprocess`."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image
@@ -33,7 +34,7 @@ def train_view(
         random_erasing: Probability of erasing a rectangle (arXiv 1708.04896), [0, 1].
     """
     if policy == "none":
-        return lambda image: torch.from_numpy(eval_array(image, preprocess))
+        return partial(_eval_view, preprocess=preprocess)
     view: View = v2.Compose(
         [
             v2.RandomResizedCrop(
@@ -50,3 +51,7 @@ def train_view(
         ]
     )
     return view
+
+
+def _eval_view(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    return torch.from_numpy(eval_array(image, preprocess))

@@ -6,7 +6,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import platformdirs
 
 from mnet_cli.data.images import decode_image, read_bytes
 from mnet_cli.errors import DataError
+from mnet_cli.text import readable
 
 COMMIT_EVERY = 500  # images; a check that was killed goes on from here
 
@@ -50,26 +51,25 @@ def check_images(
     with closing(_open_memory()) as memory, ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = [_recall(memory, stamp) for stamp in stamps]
         unknown = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        news: list[tuple[str, int, int, str, str]] = []
         fresh = pool.map(_check, (paths[index] for index in unknown))
         for count, (index, outcome) in enumerate(zip(unknown, fresh, strict=True), start=1):
             outcomes[index] = outcome
             if stamp := stamps[index]:
-                row = (*stamp, outcome.sha256, outcome.fault)
-                memory.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", row)
-            if count % COMMIT_EVERY == 0:
-                memory.commit()
+                news.append((*stamp, outcome.sha256, outcome.fault))
+            if len(news) == COMMIT_EVERY or count == len(unknown):
+                _remember(memory, news)
+                news = []
             if on_progress:
                 on_progress(len(paths) - len(unknown) + count, len(paths))
-        memory.commit()
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def same_bytes(checked: Sequence[CheckedImage]) -> list[list[int]]:
-    """Group the indices of files whose bytes are equal; only groups of two or more."""
+def same_bytes(hashes: Sequence[str]) -> list[list[int]]:
+    """Group the indices of equal hashes; only groups of two or more."""
     groups = defaultdict(list)
-    for index, image in enumerate(checked):
-        if image.sha256:
-            groups[image.sha256].append(index)
+    for index, sha256 in enumerate(hashes):
+        groups[sha256].append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -90,17 +90,24 @@ def _stamp(path: Path) -> tuple[str, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    # A name that is not UTF-8 reaches Python with surrogates, which SQLite refuses.
-    name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
-    return name, status.st_size, status.st_mtime_ns
+    return readable(str(path.absolute())), status.st_size, status.st_mtime_ns
 
 
 def _recall(memory: sqlite3.Connection, stamp: tuple[str, int, int] | None) -> CheckedImage | None:
     if stamp is None:
         return None
     query = "SELECT sha256, fault FROM images WHERE path = ? AND size = ? AND mtime_ns = ?"
-    row = memory.execute(query, stamp).fetchone()
+    try:
+        row = memory.execute(query, stamp).fetchone()
+    except sqlite3.Error:
+        return None
     return CheckedImage(*row) if row else None
+
+
+def _remember(memory: sqlite3.Connection, rows: list[tuple[str, int, int, str, str]]) -> None:
+    """Keep outcomes; a database that is locked, full or read-only costs only the memory."""
+    with suppress(sqlite3.Error), memory:
+        memory.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _open_memory() -> sqlite3.Connection:

@@ -1,14 +1,15 @@
 """The labelled images of a run: scanned, checked, split, with the classes in one order."""
 
+import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
 from mnet_cli.data.check import CheckedImage, check_images, same_bytes
 from mnet_cli.data.scan import ImageSet, match_classes, scan_splits
 from mnet_cli.data.split import assign
-from mnet_cli.errors import DataError
+from mnet_cli.errors import DataError, WeightsError
 
 LISTED = 20  # bad images named in an error; the rest are counted
 
@@ -86,9 +87,9 @@ def open_dataset(
         DataError: The folder is no data set, an image is bad and not to be skipped, a split
             is empty, or `val_fraction` is given for a folder that is split already.
     """
-    scanned = scan_splits(root)
+    scanned = scan_splits(root, least_classes=2 if class_names is None else 1)
     if class_names is not None:
-        scanned = {s: match_classes(images, class_names) for s, images in scanned.items()}
+        scanned = {s: _relabelled(images, class_names) for s, images in scanned.items()}
     if val_fraction is not None and "all" not in scanned:
         raise DataError(
             f"data.val_fraction: {val_fraction}",
@@ -108,11 +109,12 @@ def open_dataset(
         checked[split] = outcomes[start : start + len(images.paths)]
         start += len(images.paths)
     splits = {split: _usable(images, checked[split], root) for split, images in scanned.items()}
+    names = next(iter(scanned.values())).class_names
     if val_fraction is not None:
-        splits = _divide(splits["all"], val_fraction, seed)
+        splits = _divide(splits["all"], names, val_fraction, seed)
     data = DataSet(
         root=root,
-        class_names=next(iter(scanned.values())).class_names,
+        class_names=names,
         splits=splits,
         skipped=tuple((path.relative_to(root).as_posix(), fault) for path, fault in bad),
         notes=tuple(note for images in scanned.values() for note in images.ignored)
@@ -122,6 +124,30 @@ def open_dataset(
         if not samples.paths:
             raise DataError(f"{root}, {split}", "no usable image", "at least one was expected")
     return data
+
+
+def take_split(data: DataSet, manifest: Path) -> DataSet:
+    """Divide a data set that is whole (`all`) as the `split.csv` of an earlier run says.
+
+    Images are known by their bytes; those that the manifest does not list are left out.
+
+    Raises:
+        DataError: None of the images is in the manifest.
+    """
+    with manifest.open(newline="", encoding="utf-8") as file:
+        sides = {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+    whole = data.splits["all"]
+    splits = {
+        split: _select(whole, [sides.get(sha256) == split for sha256 in whole.sha256])
+        for split in sorted(set(sides.values()))
+    }
+    if not all(samples.paths for samples in splits.values()):
+        raise DataError(
+            str(manifest), f"lists no image of {data.root}", "the run's own images were expected"
+        )
+    new = sum(sha256 not in sides for sha256 in whole.sha256)
+    notes = [f"{new} images are not in {manifest} and were left out"] if new else []
+    return replace(data, splits=splits, notes=(*data.notes, *notes))
 
 
 def _usable(images: ImageSet, checked: Sequence[CheckedImage], root: Path) -> Samples:
@@ -135,23 +161,37 @@ def _usable(images: ImageSet, checked: Sequence[CheckedImage], root: Path) -> Sa
     )
 
 
-def _divide(samples: Samples, fraction: float, seed: int) -> dict[str, Samples]:
-    held_out = assign(samples.sha256, samples.labels, fraction, seed)
+def _divide(
+    samples: Samples, class_names: Sequence[str], fraction: float, seed: int
+) -> dict[str, Samples]:
+    classes = [class_names[label] for label in samples.labels]
+    held_out = assign(samples.sha256, classes, fraction, seed)
+    return {
+        "train": _select(samples, [not held for held in held_out]),
+        "val": _select(samples, held_out),
+    }
 
-    def select(chosen: Sequence[bool]) -> Samples:
-        return Samples(
-            tuple(compress(samples.paths, chosen)),
-            tuple(compress(samples.labels, chosen)),
-            tuple(compress(samples.sha256, chosen)),
-        )
 
-    return {"train": select([not held for held in held_out]), "val": select(held_out)}
+def _select(samples: Samples, chosen: Sequence[bool]) -> Samples:
+    return Samples(
+        tuple(compress(samples.paths, chosen)),
+        tuple(compress(samples.labels, chosen)),
+        tuple(compress(samples.sha256, chosen)),
+    )
+
+
+def _relabelled(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
+    """Give labels the meaning that a model gives them; a class it lacks is the model's error."""
+    try:
+        return match_classes(images, class_names)
+    except DataError as error:
+        raise WeightsError(error.where, error.found, error.expected, error.next_step) from error
 
 
 def _same_bytes_notes(splits: dict[str, Samples]) -> Iterator[str]:
     """Warn of images whose bytes stand in two classes or in two splits."""
     rows = [
-        (split, label, path, CheckedImage(sha256, ""))
+        (split, label, path, sha256)
         for split, samples in splits.items()
         for path, label, sha256 in zip(samples.paths, samples.labels, samples.sha256, strict=True)
     ]

@@ -2,6 +2,8 @@
 
 import io
 import stat
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,18 @@ from mnet_cli.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb does not
+MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
 
 # Pillow warns below its limit and raises above twice that; ours is one limit and an error.
 Image.MAX_IMAGE_PIXELS = None
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on damaged files."""
+# What Pillow raises on damaged files, found by mutating 128,000 of them.
+BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError,
+    ZeroDivisionError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+# What it only warns of, such as odd metadata, does not change the pixels.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -64,7 +72,7 @@ def decode_image(
 
     Raises:
         DataError: Not an image in a supported format, truncated, damaged, in floating
-            point, or larger than `MAX_PIXELS`.
+            point, larger than `MAX_PIXELS`, or thinner than `MAX_ASPECT`.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -74,6 +82,13 @@ def decode_image(
                 f"{image.width}x{image.height} pixels",
                 f"at most {MAX_PIXELS:,} pixels were expected",
                 "Scale the image down",
+            )
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise DataError(
+                where,
+                f"{image.width}x{image.height} pixels",
+                f"sides within a ratio of {MAX_ASPECT} were expected",
+                "Crop the image",
             )
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image, where, background)

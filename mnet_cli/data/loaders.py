@@ -1,8 +1,9 @@
 """Batches for training and for evaluation, the same for any number of workers."""
 
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -10,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from mnet_cli.data.augment import View
 from mnet_cli.data.images import read_image
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
 
-View = Callable[[Image.Image], torch.Tensor]
 CPU = torch.device("cpu")
 Loaded = NDArray[np.float32] | DataError
 Key = tuple[int, int]  # (epoch, index): all that a sample's randomness depends on
@@ -39,7 +39,11 @@ def seed_torch(seed: int, device: torch.device = CPU) -> None:
         torch.manual_seed(seed)
 
 
-class TrainImages(Dataset[tuple[torch.Tensor, int]]):
+Sample = tuple[torch.Tensor, int] | DataError
+Batch = tuple[torch.Tensor, torch.Tensor] | DataError
+
+
+class TrainImages(Dataset[Sample]):
     """Random views of labelled photographs, addressed by (epoch, index).
 
     A sample's randomness is seeded from (seed, epoch, index), so neither the number of
@@ -60,9 +64,12 @@ class TrainImages(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        image = read_image(self.paths[index], self.background)
+        try:
+            image = read_image(self.paths[index], self.background)
+        except DataError as error:
+            return error  # raised in a worker it would arrive as a traceback in a string
         seed_torch(seed_of(self.seed, epoch, index))
         return self.view(image), self.labels[index]
 
@@ -107,15 +114,42 @@ class EpochBatches(Sampler[list[Key]]):
 
 def train_loader(
     images: TrainImages, batches: EpochBatches, workers: int, device: torch.device
-) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Load `batches` of `images` as pairs: images (N, 3, S, S) float32, labels (N,) int64."""
+) -> DataLoader[Batch]:
+    """Load `batches` of `images`; read them with `loaded`."""
     return DataLoader(
-        images,  # type: ignore[arg-type]  # collated, labels become tensors
+        images,  # type: ignore[arg-type]  # `_collate` turns samples into batches
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_interrupts,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
+
+
+def loaded(loader: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the loader's batches: images (N, 3, S, S) float32, labels (N,) int64.
+
+    Raises:
+        DataError: An image has become unreadable since it was checked.
+    """
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+    batch: Batch = default_collate(list(samples))
+    return batch
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Leave a shell's Ctrl-C, which reaches the workers too, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def eval_batches(

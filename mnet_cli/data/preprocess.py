@@ -38,6 +38,11 @@ class Preprocess:
     std: tuple[float, float, float]
     background: tuple[int, int, int]
 
+    def __post_init__(self) -> None:
+        """Refuse values that no image could be prepared with."""
+        if self.interpolation not in RESAMPLING or not 1 <= self.image_size <= self.resize:
+            raise ValueError(f"no such preprocessing: {self}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists, as they stand in files."""
         return {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mnet_cli.errors import DataError
-from mnet_cli.text import printable
+from mnet_cli.text import printable, readable
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -52,28 +52,30 @@ class ImageSet:
     ignored: tuple[str, ...] = ()
 
 
-def scan_classes(root: Path) -> ImageSet:
+def scan_classes(root: Path, least_classes: int = 2) -> ImageSet:
     """Find the images of a folder that holds one folder a class.
 
     Images may lie in subfolders of a class. Links are followed; a folder is visited once
     (by device and inode), and so is a file within a class.
 
     Args:
-        root: A folder of at least two classes.
+        root: A folder of class folders.
+        least_classes: How many there must be.
 
     Raises:
-        DataError: `root` is missing, not a folder, empty or unreadable; it holds fewer than
-            two classes, a class without an image, or class names that differ by case or
+        DataError: `root` is missing, not a folder, empty or unreadable; it holds too few
+            classes, a class without an image, or class names that differ by case or
             Unicode form alone.
     """
-    return _scan(root, least_classes=2)
+    return _scan(root, least_classes)
 
 
-def scan_splits(root: Path) -> dict[str, ImageSet]:
+def scan_splits(root: Path, least_classes: int = 2) -> dict[str, ImageSet]:
     """Find the images of a data set that may already be split.
 
     Args:
         root: A folder with `train/` and `val/` (and perhaps `test/`), or a folder of classes.
+        least_classes: How many classes there must be.
 
     Returns:
         `{"train": …, "val": …}`, with `"test"` if there is one, all with the classes of
@@ -85,7 +87,7 @@ def scan_splits(root: Path) -> dict[str, ImageSet]:
     """
     names, _ = _subfolders(root)
     if {"train", "val"} <= set(names):
-        train = scan_classes(root / "train")
+        train = scan_classes(root / "train", least_classes)
         others = [name for name in SPLITS[1:] if name in names]
         return {"train": train} | {
             name: match_classes(_scan(root / name, least_classes=1), train.class_names)
@@ -99,7 +101,7 @@ def scan_splits(root: Path) -> dict[str, ImageSet]:
             "a split data set has folders named exactly train and val",
             "Rename or add the missing one, or give a folder of classes and a val_fraction",
         )
-    return {"all": scan_classes(root)}
+    return {"all": scan_classes(root, least_classes)}
 
 
 def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
@@ -125,6 +127,11 @@ def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
     return replace(image_set, class_names=tuple(class_names), labels=labels)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not meant as data: `.name`, `._name`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _scan(root: Path, least_classes: int) -> ImageSet:
     """`scan_classes` with a lower bound on the number of classes."""
     folders, ignored = _subfolders(root)
@@ -138,6 +145,7 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
             "a classifier needs at least two",
             "Add a folder of images for each further class",
         )
+    _refuse_undecodable_names(root, folders)
     _refuse_alike_names(root, folders)
 
     images = _walk(root, folders, ignored)
@@ -210,7 +218,7 @@ def _examine(entry: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:
 
     Only stat is called: opening a FIFO would wait for a writer.
     """
-    if entry.name.startswith(".") or entry.name == "__MACOSX":
+    if is_hidden(entry.name):
         return None, _HIDDEN
     try:
         status = entry.stat()
@@ -248,6 +256,18 @@ def _unreadable(path: Path, error: OSError) -> DataError:
         "every folder of a data set must be readable",
         "Change its permissions or move it out of the data set",
     )
+
+
+def _refuse_undecodable_names(root: Path, names: Iterable[str]) -> None:
+    """Class names go into JSON and models, which hold text, not bytes."""
+    for name in names:
+        if readable(name) != name:
+            raise DataError(
+                printable(str(root)),
+                f"the class name '{readable(name)}' is not UTF-8",
+                "text was expected",
+                "Rename the folder",
+            )
 
 
 def _refuse_alike_names(root: Path, names: list[str]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from mnet_cli.atomic import atomic_folder, atomic_write
 from mnet_cli.data.scan import ImageSet, scan_splits
 from mnet_cli.errors import DataError
-from mnet_cli.text import printable
+from mnet_cli.hashing import file_sha256
+from mnet_cli.text import printable, readable
 
 MANIFEST = "split.csv"
 COLUMNS = ("path", "class", "split", "sha256")
@@ -118,7 +119,7 @@ def split_folder(
     is_val = assign(hashes, class_of, val_fraction, seed)
     sides = ["val" if val else "train" for val in is_val]
     placed = [f"{side}/{name}" for side, name in zip(sides, _flat_names(images), strict=True)]
-    columns = (map(_printable, placed), map(_printable, class_of), sides, hashes)
+    columns = (map(readable, placed), map(readable, class_of), sides, hashes)
     rows = sorted(zip(*columns, strict=True))
 
     already_split = _is_there(destination, placed, rows)
@@ -164,8 +165,7 @@ def _steps(on_progress: Progress | None, total: int) -> Iterator[None]:
 def _hash_of(path: Path, report: Iterator[None]) -> str:
     """The SHA-256 of a file's bytes in hex."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise DataError(
             printable(str(path)),
@@ -238,8 +238,3 @@ def _place(source: Path, target: Path, copy: bool) -> None:
             pass  # another file system, or one without hard links
     with source.open("rb") as original, atomic_write(target) as file:
         shutil.copyfileobj(original, file)
-
-
-def _printable(name: str) -> str:
-    """`name` with bytes that are not UTF-8 escaped, so that the manifest stays valid."""
-    return name.encode("utf-8", "backslashreplace").decode()

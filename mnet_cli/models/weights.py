@@ -1,6 +1,5 @@
 """Find weights by what a recipe calls them, and load what fits a model, with an account."""
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mnet_cli.download import download
 from mnet_cli.errors import RecipeError, WeightsError
+from mnet_cli.hashing import file_sha256
 from mnet_cli.models.published import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -127,8 +127,7 @@ def find_weights(
         return None
     path, origin = _locate(source, arch, width_mult, on_progress)
     content = read_tensors(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     tensors = _checked_tensors(path, content)
     from_timm = "conv_stem.weight" in tensors
     if "format" in content:

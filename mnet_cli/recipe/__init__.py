@@ -6,6 +6,7 @@ from mnet_cli.recipe.loading import (
     find_recipe,
     load_recipe,
     parse_recipe,
+    restore_recipe,
     shipped_recipes,
 )
 from mnet_cli.recipe.schema import Data, Model, Output, Phase, Recipe, Train, json_schema
@@ -23,5 +24,6 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "plain_values",
+    "restore_recipe",
     "shipped_recipes",
 ]

@@ -1,13 +1,14 @@
 """Recipes by name or path, with overrides, to Recipe and back to YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from mnet_cli.errors import RecipeError, UsageError
+from mnet_cli.errors import RecipeError, UsageError, WeightsError
 from mnet_cli.recipe.checking import check, check_whole, plain_values, value_at
 from mnet_cli.recipe.reading import (
     MAX_SIZE,
@@ -61,6 +62,23 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
     for override in overrides:
         _override(document, override)
     return check(document)
+
+
+def restore_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Rebuild the recipe that `plain_values` took apart, as it stands in a checkpoint.
+
+    Raises:
+        WeightsError: The values are no recipe of this version.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise WeightsError(
+            where,
+            f"its recipe has {error.error_count()} unknown or wrong keys",
+            "a recipe that this version of mnet reads was expected",
+            "Update mnet, or name the images with --data DIR",
+        ) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -80,7 +80,7 @@ class Data(Section):
     image_size: int = Field(
         224, ge=32, le=1024, description="Side of the square input in pixels (rho times 224)."
     )
-    batch_size: int = Field(32, ge=1, le=65_536, description="Images per training step.")
+    batch_size: int = Field(32, ge=2, le=65_536, description="Images per training step.")
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto", description="Processes that load images; auto follows the CPU cores, 0 uses none."
     )

@@ -3,8 +3,30 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mnet_cli.errors import MachineError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def require_tensorboard() -> "type[SummaryWriter]":
+    """Return torch's writer of event files.
+
+    Raises:
+        MachineError: The tensorboard package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MachineError(
+            "tensorboard",
+            f"cannot be imported ({error})",
+            "the tensorboard extra was expected",
+            'Run: pip install "mnet-cli[tensorboard]"',
+        ) from error
+    return SummaryWriter
 
 
 def epoch_writer(folder: Path) -> Callable[[Mapping[str, float]], None]:
@@ -21,17 +43,9 @@ def epoch_writer(folder: Path) -> Callable[[Mapping[str, float]], None]:
         MachineError: The tensorboard package is missing, or `folder` cannot be written;
             the returned function raises it too.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MachineError(
-            "tensorboard",
-            f"cannot be imported ({error})",
-            "the tensorboard extra was expected",
-            'Run: pip install "mnet-cli[tensorboard]"',
-        ) from error
+    writer_class = require_tensorboard()
     with _writing(folder):
-        writer = SummaryWriter(str(folder))
+        writer = writer_class(str(folder))
 
     def write_epoch(row: Mapping[str, float]) -> None:
         with _writing(folder):

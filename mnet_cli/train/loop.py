@@ -1,7 +1,7 @@
 """The training loop and nothing else; it calls back and never prints."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
-from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch, train_loader
+from mnet_cli.data.loaders import (
+    Batch,
+    EpochBatches,
+    loaded,
+    seed_of,
+    seed_torch,
+    train_loader,
+)
 from mnet_cli.errors import RefusedError
 from mnet_cli.evaluate import Evaluation, evaluate
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
@@ -112,7 +120,7 @@ def fit(
         for _ in range(phase.epochs):
             epoch = batches.epoch = len(result.rows) + 1
             clock = time.monotonic()
-            loss = train_epoch(job, learner, loader, (epoch - 1) * len(batches), on_batch)
+            loss, lr = train_epoch(job, learner, loader, (epoch - 1) * len(batches), on_batch)
             trained = time.monotonic() - clock
             shown = learner.ema.module if learner.ema else model
             evaluation = evaluate_val(job, shown)
@@ -123,7 +131,7 @@ def fit(
                 "top1": evaluation.top1,
                 "macro_f1": evaluation.macro_f1,
                 "images_per_second": len(train.labels) / trained,
-                "lr": learner.optimizer.param_groups[0]["lr"],
+                "lr": lr,
                 "seconds": time.monotonic() - clock,
             }
             result.rows.append(row)
@@ -145,15 +153,21 @@ def fit(
 def train_epoch(
     job: Job,
     learner: Learner,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: DataLoader[Batch],
     step: int,
     on_batch: Callable[[int, int], None],
-) -> float:
-    """Take one optimizer step a batch and return the mean loss of the epoch's images."""
+) -> tuple[float, float]:
+    """Take one optimizer step a batch.
+
+    Returns:
+        The mean loss of the epoch's images, and the learning rate of the last step.
+    """
     train, device = job.recipe.train, job.device
     set_train_mode(job.model)
-    losses, lrs, counts = [], [], []
-    for images, labels in loader:  # images (N, 3, S, S), labels (N,)
+    losses: list[Tensor] = []
+    lrs: list[float] = []
+    counts: list[int] = []
+    for images, labels in loaded(loader):  # images (N, 3, S, S), labels (N,)
         step += 1
         seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any loader
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -170,12 +184,12 @@ def train_epoch(
         learner.scaler.update()
         learner.optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        lrs.append(learner.scheduler.get_last_lr()[0])
+        lrs.append(float(learner.scheduler.get_last_lr()[0]))
         counts.append(len(images))
         learner.scheduler.step()
         if learner.ema:
             learner.ema.update_parameters(job.model)
-        on_batch(len(losses), len(loader))  # type: ignore[arg-type]
+        on_batch(len(losses), len(loader))
     # One look at the losses an epoch: a look at each step would wait for the GPU each time.
     values = torch.stack(losses).double().cpu()
     if not values.isfinite().all():
@@ -186,7 +200,7 @@ def train_epoch(
             "a finite loss was expected",
             "Lower train.lr; the last good checkpoint was kept",
         )
-    return float((values * torch.tensor(counts)).sum() / sum(counts))
+    return float((values * torch.tensor(counts)).sum() / sum(counts)), lrs[-1]
 
 
 def build_learner(job: Job, phase: Phase, steps_per_epoch: int) -> Learner:

@@ -45,7 +45,7 @@ def build_scheduler(
     """Build the schedule, which advances once a step, over `epochs` of training."""
     steps = epochs * steps_per_epoch
     if train.schedule == "onecycle":
-        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False)
     warmup = min(round(train.warmup_epochs * steps_per_epoch), steps - 1)
     after: LRScheduler = (
         CosineAnnealingLR(optimizer, T_max=steps - warmup)

@@ -14,7 +14,7 @@ from mnet_cli.data.augment import train_view
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import TrainImages
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
-from mnet_cli.errors import DataError
+from mnet_cli.errors import DataError, MnetError
 from mnet_cli.models.freeze import frozen_parameters
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
@@ -92,6 +92,15 @@ def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet
             "one folder of classes without a validation part",
             "train/ and val/ folders were expected",
             "Let mnet set some aside: --set data.val_fraction=0.2",
+        )
+    train = data.splits["train"]
+    gone = [n for label, n in enumerate(data.class_names) if label not in train.labels]
+    if gone:
+        raise DataError(
+            recipe.data.root,
+            f"no usable training image of {', '.join(gone)}",
+            "at least one a class was expected",
+            "Add images, or remove the class",
         )
     return data
 
@@ -182,6 +191,11 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
     """
     root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
     run = claim_run(out) if out else create_run(root, name)
+    try:
+        point_latest(root, run)
+    except MnetError:
+        run.rmdir()
+        raise
     with atomic_write(run / "recipe.yaml", "w") as file:
         file.write(dump_recipe(recipe))
     names = {str(index): name for index, name in enumerate(data.class_names)}
@@ -190,5 +204,4 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
     if data.skipped:
         skipped = [{"path": path, "fault": fault} for path, fault in data.skipped]
         write_csv(run / "skipped.csv", ("path", "fault"), skipped)
-    point_latest(run)
     return run

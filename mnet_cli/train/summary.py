@@ -1,14 +1,13 @@
 """What a run leaves for scripts and readers: `summary.json` and `report.html`."""
 
-import hashlib
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 
 from mnet_cli import __version__
+from mnet_cli.hashing import file_sha256
 from mnet_cli.run_directory import write_json
 from mnet_cli.train.loop import Fit
 from mnet_cli.train.setup import Job
@@ -24,7 +23,7 @@ def write_results(job: Job, result: Fit) -> dict[str, Any]:
 def summarize(job: Job, result: Fit) -> dict[str, Any]:
     """Put a finished run into plain values: metrics, seconds, versions, hashes."""
     assert result.best is not None, "a recipe has at least one epoch"
-    train_seconds = sum(row["seconds"] for row in result.rows)
+    train_seconds = sum(1 / row["images_per_second"] for row in result.rows)
     return {
         "run": job.run.name,
         "arch": job.recipe.model.arch,
@@ -39,7 +38,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
             "top1_interval": list(result.best.interval),
         },
         "seconds": result.seconds,
-        "images_per_second": len(job.data.splits["train"].paths) * len(result.rows) / train_seconds,
+        "images_per_second": len(result.rows) / train_seconds,  # while training
         "weights": {
             "source": job.account.origin,
             "sha256": job.account.sha256,
@@ -60,12 +59,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
             "torchvision": torchvision.__version__,
         },
         "sha256": {
-            name: _digest(job.run / name)
+            name: file_sha256(job.run / name)
             for name in ("best.pt", "last.pt", "class_indices.json", "split.csv")
         },
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

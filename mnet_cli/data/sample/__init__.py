@@ -4,7 +4,7 @@ It needs no download, so that every command can be tried, and tested, within sec
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +24,8 @@ _FIRST_VAL = 500_000
 _TULIP = _SEEDS - 1
 _TULIP_SIZE = 320
 _JPEG_QUALITY = 90
+
+Picture = tuple[str, str, int, int]  # path, class, number, side
 
 
 def draw_sample(
@@ -62,9 +64,9 @@ def draw_sample(
         "val_per_class": val_per_class,
         "size": size,
     }
-    if _is_there(folder, marker):
-        return False
     pictures = _pictures(train_per_class, val_per_class, size)
+    if _is_there(folder, marker, pictures):
+        return False
     with atomic_folder(folder) as temporary:
         for done, (path, name, number, side) in enumerate(pictures, 1):
             image = draw_flower(name, seed * _SEEDS + number, side, clear=number == _TULIP)
@@ -76,7 +78,7 @@ def draw_sample(
     return True
 
 
-def _pictures(train: int, val: int, size: int) -> list[tuple[str, str, int, int]]:
+def _pictures(train: int, val: int, size: int) -> list[Picture]:
     """Path, class, number and side of every picture."""
     splits = (("train", 0, train), ("val", _FIRST_VAL, val))
     pictures = [
@@ -95,7 +97,7 @@ def _save(image: Image.Image, path: Path) -> None:
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
 
 
-def _is_there(folder: Path, marker: dict[str, int]) -> bool:
+def _is_there(folder: Path, marker: dict[str, int], pictures: Sequence[Picture]) -> bool:
     """Whether `folder` holds the sample of `marker`, as opposed to nothing; else an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -108,4 +110,9 @@ def _is_there(folder: Path, marker: dict[str, int]) -> bool:
         ) from error
     if found != marker:
         raise DataError(where, f"holds another sample, {found}", f"not {marker}", next_step)
+    missing = [path for path, *_ in pictures if not (folder / path).is_file()]
+    if missing:
+        raise DataError(
+            where, f"{len(missing)} pictures are gone, such as {missing[0]}", "all", next_step
+        )
     return True
