@@ -90,7 +90,8 @@ def latest_run(root: Path = Path("runs")) -> Path:
             "a run directory of mnet train was expected",
             "Train first, or name one with --checkpoint",
         )
-    return folder.resolve()
+    # Where the link leads, so that messages name the run; not resolved, so that they stay short.
+    return root / folder.readlink() if folder.is_symlink() else folder
 
 
 def write_json(path: Path, content: Any) -> None:
