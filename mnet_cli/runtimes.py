@@ -13,7 +13,6 @@ from mnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, 3, S, S), float32, normalised, to logits (N, C), float32."""
@@ -46,10 +45,11 @@ def open_classifier(path: Path, device: str) -> Classifier:
         UsageError: The device is not to be had.
     """
     from mnet_cli.checkpoint import build_from, load_checkpoint
+    from mnet_cli.models.forward import compile_forward
 
     checkpoint = load_checkpoint(path)
     return Classifier(
-        classify=torch_classify(build_from(checkpoint), choose_device(device)),
+        classify=compile_forward(build_from(checkpoint), choose_device(device)),
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
@@ -76,19 +76,3 @@ def choose_device(name: str) -> "torch.device":
         usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
         raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
     return torch.device(name)
-
-
-def torch_classify(model: "nn.Module", device: "torch.device") -> Classify:
-    """Run a PyTorch model on `device`, in evaluation mode, channels last."""
-    import torch
-
-    model.to(device).to(memory_format=torch.channels_last)
-
-    def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        model.eval()
-        with torch.inference_mode():
-            batch = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-            logits: NDArray[np.float32] = model(batch).float().cpu().numpy()
-        return logits
-
-    return classify

@@ -31,6 +31,7 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
     ),
     (
         "models.registry",
+        "models.onnx_graph",
         "models.freeze",
         "data.check",
         "data.split",
@@ -38,7 +39,7 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
         "data.sample",
         "data.flower_photos",
     ),
-    ("models.weights", "models.summary", "checkpoint", "data.dataset"),
+    ("models.weights", "models.forward", "models.summary", "checkpoint", "data.dataset"),
     ("runtimes",),
     ("evaluate", "predict"),
     ("train", "report"),

@@ -207,6 +207,11 @@ def test_very_many_problems_are_cut_to_a_screen():
         (section("train", "lr: 0.1", PHASES), "train.lr", "train.phases"),
         (section("model", "freeze: none") + f"train: {{{PHASES}}}", "model.freeze", "train.phases"),
         (section("train", "momentum: 0.9"), "train.momentum", "train.optimizer: adamw"),
+        (
+            section("train", "optimizer: sgd", "momentum: 0.8"),
+            "train.momentum",
+            "train.schedule: onecycle",
+        ),
         (section("train", "warmup_epochs: 1"), "train.warmup_epochs", "train.schedule: onecycle"),
         (
             section("train", "schedule: cosine", "warmup_epochs: 3", "epochs: 3"),
@@ -243,7 +248,7 @@ def test_keys_that_contradict_or_have_no_effect_are_both_named(text, key, other)
 @pytest.mark.parametrize(
     "text",
     [
-        section("train", "optimizer: sgd", "momentum: 0"),
+        section("train", "optimizer: sgd", "momentum: 0", "schedule: cosine"),
         section("train", "schedule: cosine", "warmup_epochs: 0.5"),
         section("train", "warmup_epochs: 0", "ema: 0", "mixup: 0"),
         section("data", "augment: none", "random_erasing: 0"),

@@ -90,7 +90,7 @@ def test_an_override_that_cannot_be_placed_is_a_usage_error(override):
     [
         BASE,
         WITH_PHASES,
-        BASE + "train: {optimizer: sgd, momentum: 0.5, lr: 1e-7}",
+        BASE + "train: {optimizer: sgd, schedule: cosine, momentum: 0.5, lr: 1e-7}",
         BASE + "  augment: none",
         BASE.replace("v2\n", "v2\n  dropout: 0.5\n  freeze: [features.0.*, '010', 'yes']\n"),
         BASE + "output: {name: '1e-3', root: 'true'}",

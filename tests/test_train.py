@@ -147,7 +147,7 @@ def test_averaged_weights_are_what_best_holds(tiny_recipe):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.optimizer=sgd", "train.momentum=0.8"),
+        ("train.optimizer=sgd", "train.momentum=0.8", "train.schedule=cosine"),
         ("train.optimizer=adam", "train.schedule=cosine", "train.warmup_epochs=0.5"),
         ("data.balance=class_weights", "train.label_smoothing=0.1", "train.clip_grad_norm=1"),
         ("data.balance=sampler", "train.schedule=constant", "data.random_erasing=0.5"),

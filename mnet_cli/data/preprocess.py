@@ -5,6 +5,7 @@ Nothing here imports torch, so that a prediction by another runtime needs none.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,10 +86,20 @@ def crop_for_eval(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 def to_normalized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
     """Turn an RGB image (S, S) into a normalised float32 array (3, S, S)."""
-    array = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)  # as torchvision rounds
-    array -= np.asarray(preprocess.mean, np.float32)
-    array /= np.asarray(preprocess.std, np.float32)
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+    table = _normalized_levels(preprocess.mean, preprocess.std)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    return np.stack([levels[plane] for levels, plane in zip(table, pixels, strict=True)])
+
+
+@lru_cache
+def _normalized_levels(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """The normalised value of each channel at each of the 256 levels (3, 256)."""
+    levels = np.arange(256, dtype=np.float32) * np.float32(1 / 255)  # as torchvision rounds
+    means, deviations = np.asarray([mean, std], np.float32)[:, :, None]
+    table: NDArray[np.float32] = (levels - means) / deviations
+    return table
 
 
 def eval_array(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:

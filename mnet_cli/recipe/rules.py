@@ -68,6 +68,13 @@ RULES = (
         "Remove it, or set train.optimizer: sgd",
     ),
     Rule(
+        ("train.momentum", "train.schedule", "train.optimizer"),
+        lambda momentum, schedule, optimizer: schedule == "onecycle" and optimizer == "sgd",
+        "no effect with train.schedule: onecycle",
+        "onecycle moves the momentum between 0.95 and 0.85",
+        "Remove it, or set train.schedule: cosine",
+    ),
+    Rule(
         ("train.warmup_epochs", "train.schedule"),
         lambda warmup, schedule: warmup > 0 and schedule == "onecycle",
         "{0} with train.schedule: onecycle",

@@ -133,12 +133,14 @@ class Train(Section):
     )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Update rule.")
     lr: LearningRate = Field(1e-3, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (sgd only).")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (sgd only; not with onecycle).")
     weight_decay: float = Field(
         0.01, ge=0, le=10, description="Weight decay (adam, sgd: as an L2 term; adamw: decoupled)."
     )
     schedule: Literal["onecycle", "cosine", "constant"] = Field(
-        "onecycle", description="Course of the learning rate over the steps of training."
+        "onecycle",
+        description="Course of the learning rate over the steps of training; onecycle moves the "
+        "momentum against it.",
     )
     warmup_epochs: float = Field(
         0.0,

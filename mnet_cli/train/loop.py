@@ -22,10 +22,10 @@ from mnet_cli.data.loaders import (
 )
 from mnet_cli.errors import RefusedError
 from mnet_cli.evaluate import Evaluation, evaluate
+from mnet_cli.models.forward import compile_forward
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase, plain_values
 from mnet_cli.run_directory import write_csv
-from mnet_cli.runtimes import torch_classify
 from mnet_cli.train.optimization import (
     Mix,
     build_criterion,
@@ -228,7 +228,7 @@ def evaluate_val(job: Job, model: nn.Module) -> Evaluation:
     """Evaluate `model` on the validation images."""
     val = job.data.splits["val"]
     return evaluate(
-        torch_classify(model, job.device),
+        compile_forward(model, job.device),
         job.preprocess,
         job.data.files("val"),
         val.labels,

@@ -42,10 +42,14 @@ def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Op
 def build_scheduler(
     optimizer: torch.optim.Optimizer, train: Train, lr: float, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
-    """Build the schedule, which advances once a step, over `epochs` of training."""
+    """Build the schedule, which advances once a step, over `epochs` of training.
+
+    One-cycle (arXiv 1708.07120) moves the momentum, or Adam's first beta, against the rate:
+    from 0.95 down to 0.85 while the rate rises, and back.
+    """
     steps = epochs * steps_per_epoch
     if train.schedule == "onecycle":
-        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False)
+        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     warmup = min(round(train.warmup_epochs * steps_per_epoch), steps - 1)
     after: LRScheduler = (
         CosineAnnealingLR(optimizer, T_max=steps - warmup)

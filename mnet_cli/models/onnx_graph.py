@@ -1,0 +1,110 @@
+"""A network as an ONNX graph, written directly in a tenth of a second.
+
+The general exporter of torch takes 2 to 15 s for these networks, more than the faster runtime
+saves on a small data set. Here are just the operators that MobileNets are made of, in
+operator set 18 (https://onnx.ai/onnx/operators), with batch norms folded into the
+convolutions before them.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+OPSET, IR_VERSION = 18, 10
+INPUT, OUTPUT = "mnet.images", "mnet.logits"  # with dots, which traced names never have
+
+Attributes = dict[str, Any]
+Emit = Callable[[Any], tuple[str, list[Any], Attributes]]  # takes a module
+
+MODULES: dict[type[nn.Module], Emit] = {  # module to operator, further inputs, attributes
+    nn.Conv2d: lambda m: (
+        "Conv",
+        [m.weight, *([] if m.bias is None else [m.bias])],
+        {
+            "group": m.groups,
+            "kernel_shape": [*m.kernel_size],
+            "strides": [*m.stride],
+            "pads": [*m.padding, *m.padding],
+        },
+    ),
+    nn.Linear: lambda m: ("Gemm", [m.weight, m.bias], {"transB": 1}),
+    nn.ReLU: lambda m: ("Relu", [], {}),
+    nn.ReLU6: lambda m: ("Clip", [np.float32(0), np.float32(6)], {}),
+    nn.Hardswish: lambda m: ("HardSwish", [], {}),
+    nn.Hardsigmoid: lambda m: ("HardSigmoid", [], {"alpha": 1 / 6, "beta": 0.5}),
+    nn.AdaptiveAvgPool2d: lambda m: ("GlobalAveragePool", [], {}),
+    nn.Flatten: lambda m: ("Flatten", [], {}),
+    nn.Identity: lambda m: ("Identity", [], {}),
+    nn.Dropout: lambda m: ("Identity", [], {}),
+}
+FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.mul: "Mul"}
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode, each batch norm folded into the convolution before it."""
+    folded = copy.deepcopy(module).cpu().eval()
+    for sequence in [m for m in folded.modules() if isinstance(m, nn.Sequential)]:
+        for (name, layer), (next_name, following) in pairwise(list(sequence.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                setattr(sequence, name, fuse_conv_bn_eval(layer, following))
+                setattr(sequence, next_name, nn.Identity())
+    return folded
+
+
+def to_onnx(module: nn.Module) -> bytes:
+    """Write `module`, with batch norms folded, as a serialised ONNX model.
+
+    Args:
+        module: Made of the modules in `MODULES`, sums, products and `flatten(1)`; from
+            images (N, 3, S, S) to one output, N and S free.
+
+    Raises:
+        KeyError: The module holds something else.
+    """
+    traced = fx.symbolic_trace(fold_batch_norms(module))
+    modules = dict(traced.named_modules())
+    graph_nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def constant(name: str, value: Tensor | np.float32) -> str:
+        array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    for node in traced.graph.nodes:
+        inputs = [argument.name for argument in node.all_input_nodes]
+        attributes: Attributes = {}
+        if node.op == "placeholder":
+            kind, inputs = "Identity", [INPUT]
+        elif node.op == "output":
+            graph_nodes.append(helper.make_node("Identity", inputs, [OUTPUT]))
+            continue
+        elif node.op == "call_module":
+            layer = modules[node.target]
+            kind, further, attributes = MODULES[type(layer)](layer)
+            inputs += [constant(f"{node.name}.{i}", value) for i, value in enumerate(further)]
+        elif node.op == "call_function":
+            kind = FUNCTIONS[node.target]
+        else:
+            kind = {"flatten": "Flatten"}[node.target]
+        graph_nodes.append(helper.make_node(kind, inputs, [node.name], **attributes))
+    graph = helper.make_graph(
+        graph_nodes,
+        "mnet",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, "size", "size"])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
+        weights,
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+    content: bytes = onnx.shape_inference.infer_shapes(model).SerializeToString()
+    return content

@@ -1,0 +1,83 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from mnet_cli.models.forward import compile_forward
+from mnet_cli.models.onnx_graph import fold_batch_norms, to_onnx
+from mnet_cli.models.registry import ARCHITECTURES, build_model
+
+CPU = torch.device("cpu")
+
+
+def lively(arch: str, **arguments) -> nn.Module:
+    """A small network whose batch norms do something, as after training."""
+    torch.manual_seed(0)
+    model = build_model(arch, 3, width_mult=0.35, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("size", [64, 97])
+def test_outputs_agree_with_the_module(arch, size):
+    model = lively(arch)
+    images = np.random.default_rng(0).normal(size=(11, 3, size, size)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = compile_forward(model, CPU)(images)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_reduced_tail_and_parts_of_a_network_run_too():
+    model = lively("mobilenet_v3_small", reduced_tail=True)
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.features[:5](torch.from_numpy(images)).numpy()
+    found = compile_forward(model.features[:5], CPU)(images)
+    assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_an_images_output_does_not_depend_on_its_batch():
+    forward = compile_forward(lively("mobilenet_v2"), CPU)
+    images = np.random.default_rng(0).normal(size=(21, 3, 64, 64)).astype(np.float32)
+    together = forward(images)
+    assert np.array_equal(together, np.concatenate([forward(images[:4]), forward(images[4:])]))
+
+
+def test_the_model_is_left_as_it_was():
+    model = lively("mobilenet_v1").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compile_forward(model, CPU)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_graph_is_valid_and_tells_nothing_of_its_origin(arch):
+    content = to_onnx(lively(arch))
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    assert b"/mnet_cli/" not in content
+
+
+def test_folding_removes_every_batch_norm_and_keeps_the_outputs():
+    model = lively("mobilenet_v2")
+    images = torch.randn(2, 3, 64, 64)
+    folded = fold_batch_norms(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        assert torch.allclose(folded(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_what_no_mobilenet_has_is_refused():
+    with pytest.raises(KeyError):
+        to_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh()))
