@@ -148,6 +148,14 @@ def test_a_bare_name_is_found_here_then_in_recipes_with_or_without_suffix(folder
     )
 
 
+def test_every_shipped_recipe_opens_with_its_command_and_loads():
+    assert len(shipped_recipes()) >= 7
+    for path in shipped_recipes():
+        header = path.read_text(encoding="utf-8").partition("schema:")[0]
+        assert f"mnet train --recipe {path.stem}" in header, path.name
+        assert load_recipe(path).output.name == path.stem
+
+
 def test_shipped_recipes_are_found_from_any_folder(folder):
     assert shipped_recipes()
     for path in shipped_recipes():
