@@ -69,7 +69,7 @@ def point_latest(root: Path, folder: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
-        new.symlink_to(os.path.relpath(folder, root), target_is_directory=True)
+        new.symlink_to(os.path.relpath(folder.resolve(), root.resolve()), target_is_directory=True)
         new.replace(link)
     except OSError as error:
         new.unlink(missing_ok=True)
@@ -90,8 +90,9 @@ def latest_run(root: Path = Path("runs")) -> Path:
             "a run directory of mnet train was expected",
             "Train first, or name one with --checkpoint",
         )
-    # Where the link leads, so that messages name the run; not resolved, so that they stay short.
-    return root / folder.readlink() if folder.is_symlink() else folder
+    # A run beside the link keeps the short path that the user knows it by.
+    beside = folder.is_symlink() and len(folder.readlink().parts) == 1
+    return root / folder.readlink() if beside else folder.resolve()
 
 
 def write_json(path: Path, content: Any) -> None:

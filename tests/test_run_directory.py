@@ -35,7 +35,7 @@ def test_latest_follows_the_newest_run_and_survives_a_move(tmp_path):
 def test_latest_leads_to_a_run_elsewhere_and_replaces_nothing_but_a_link(tmp_path):
     elsewhere = claim_run(tmp_path / "elsewhere")
     point_latest(tmp_path / "runs", elsewhere)
-    assert latest_run(tmp_path / "runs") == elsewhere
+    assert latest_run(tmp_path / "runs") == elsewhere.resolve()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "latest").write_text("mine")
     with pytest.raises(UsageError, match="in the way"):
