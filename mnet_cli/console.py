@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,7 @@ def note(text: object) -> None:
     """Print one line of news on stderr, unless `--quiet`."""
     if settings.quiet:
         return
-    if "tqdm" in sys.modules:  # a bar may be on the screen: write above it
-        from tqdm import tqdm
-
-        tqdm.write(printable(str(text)), file=sys.stderr)
-    else:
+    with _above_bars():
         sys.stderr.write(printable(str(text)) + "\n")
 
 
@@ -112,7 +108,8 @@ def table(
     for row in rows:
         drawn.add_row(*(Text(printable(str(cell))) for cell in row))
     width = None if stream.isatty() else WIDE
-    Console(file=stream, width=width, highlight=False).print(drawn)
+    with _above_bars():
+        Console(file=stream, width=width, highlight=False).print(drawn)
 
 
 @contextmanager
@@ -136,6 +133,15 @@ def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]
             drawn.update(done - drawn.n)
 
         yield advance
+
+
+def _above_bars() -> AbstractContextManager[None]:
+    """Take the bars that are on the screen, if any, out of the way of what is written."""
+    if "tqdm" not in sys.modules:
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)
 
 
 def discard_output() -> None:
