@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from mnet_cli.data.dataset import open_dataset
+from mnet_cli.data.dataset import open_dataset, take_split
 from mnet_cli.errors import DataError, MnetError
 
 
@@ -64,3 +64,19 @@ def test_manifest_lists_every_image_once(photos):
     assert len(rows) == 36
     assert rows[0].keys() == {"path", "class", "split", "sha256"}
     assert all((photos / row["path"]).is_file() for row in rows)
+
+
+def test_an_earlier_split_is_taken_by_content_and_a_damaged_one_refused(photos, tmp_path):
+    divided = open_dataset(photos / "train", val_fraction=0.25)
+    rows = [f"{row['sha256']},{row['split']}" for row in divided.manifest()]
+    manifest = tmp_path / "split.csv"
+    manifest.write_text("\n".join(["sha256,split", *rows]))
+    whole = open_dataset(photos / "train")
+    assert take_split(whole, manifest).splits == divided.splits
+    manifest.write_text("sha256,split\n" + "\n".join(row.replace(",", "0,") for row in rows))
+    with pytest.raises(DataError, match="lists no image"):
+        take_split(whole, manifest)
+    for damage in (b"nothing,else\n1,2\n", b"\xff\xfe\x00"):
+        manifest.write_bytes(damage)
+        with pytest.raises(DataError, match=r"no manifest|lists no image"):
+            take_split(whole, manifest)

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 
 from mnet_cli.data.check import CheckedImage, check_images, same_bytes
@@ -97,18 +97,16 @@ def open_dataset(
             "one folder of classes was expected",
             "Leave data.val_fraction out",
         )
-    checked = {}
-    rows = [(split, path) for split, images in scanned.items() for path in images.paths]
-    files = [scanned[split].root / path for split, path in rows]
+    files = [images.root / path for images in scanned.values() for path in images.paths]
     outcomes = check_images(files, on_progress)
     bad = [(f, c.fault) for f, c in zip(files, outcomes, strict=True) if c.fault]
     if bad and not skip_bad:
         raise _bad_images(root, bad)
-    start = 0
-    for split, images in scanned.items():
-        checked[split] = outcomes[start : start + len(images.paths)]
-        start += len(images.paths)
-    splits = {split: _usable(images, checked[split], root) for split, images in scanned.items()}
+    rest = iter(outcomes)
+    splits = {
+        split: _usable(images, list(islice(rest, len(images.paths))), root)
+        for split, images in scanned.items()
+    }
     names = next(iter(scanned.values())).class_names
     if val_fraction is not None:
         splits = _divide(splits["all"], names, val_fraction, seed)
@@ -132,10 +130,18 @@ def take_split(data: DataSet, manifest: Path) -> DataSet:
     Images are known by their bytes; those that the manifest does not list are left out.
 
     Raises:
-        DataError: None of the images is in the manifest.
+        DataError: The manifest is damaged, or none of the images is in it.
     """
-    with manifest.open(newline="", encoding="utf-8") as file:
-        sides = {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+    try:
+        with manifest.open(newline="", encoding="utf-8") as file:
+            sides = {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+    except (KeyError, ValueError, csv.Error) as error:
+        raise DataError(
+            str(manifest),
+            f"no manifest of a run ({error!r})",
+            "the columns sha256 and split were expected",
+            "Name the images with --data DIR",
+        ) from error
     whole = data.splits["all"]
     splits = {
         split: _select(whole, [sides.get(sha256) == split for sha256 in whole.sha256])
