@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli import metrics
-from mnet_cli.data.loaders import eval_batches
+from mnet_cli.data.inference import outputs_of
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.machine import BATCH
 from mnet_cli.runtimes import Classify
 
 
@@ -74,21 +75,21 @@ def evaluate(
     classify: Classify,
     preprocess: Preprocess,
     paths: Sequence[Path],
-    labels: Sequence[int],
+    labels: NDArray[np.int64],
     class_names: Sequence[str],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Classify every image and score the answers.
 
     Args:
-        classify: Images (N, 3, S, S) to logits (N, C).
+        classify: Images (N, 3, S, S) to logits (N, C); called from several threads.
         preprocess: How an image becomes the model's input.
         paths: The images; all must be readable.
-        labels: The true class of each, an index into `class_names`.
+        labels: The true class of each (N,), an index into `class_names`.
         class_names: In the order of the logits.
-        batch_size: Images at a time.
+        batch_size: Images that a thread takes at a time.
         on_progress: Called with (done, total).
 
     Raises:
@@ -96,16 +97,13 @@ def evaluate(
         RefusedError: A logit is not finite.
     """
     logits: list[NDArray[np.float32]] = []
-    for batch in eval_batches(paths, preprocess, batch_size):
-        images = []
-        for _, image in batch:
-            if isinstance(image, DataError):
-                raise image
-            images.append(image)
-        logits.extend(classify(np.stack(images)))
+    for _, output in outputs_of(paths, preprocess, classify, batch_size):
+        if isinstance(output, DataError):
+            raise output
+        logits.append(output)
         if on_progress:
             on_progress(len(logits), len(paths))
-    return score(np.stack(logits), np.asarray(labels), class_names, paths)
+    return score(np.stack(logits), labels, class_names, paths)
 
 
 def score(

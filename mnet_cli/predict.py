@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.data.loaders import eval_batches
+from mnet_cli.data.inference import outputs_of
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.scan import IMAGE_EXTENSIONS, is_hidden
 from mnet_cli.errors import DataError, UsageError
+from mnet_cli.machine import BATCH
 from mnet_cli.metrics import softmax
 from mnet_cli.runtimes import Classify
 
@@ -45,24 +46,21 @@ class Prediction:
 
 
 def predict(
-    classify: Classify, preprocess: Preprocess, paths: Iterable[Path], *, batch_size: int = 32
+    classify: Classify, preprocess: Preprocess, paths: Iterable[Path], *, batch_size: int = BATCH
 ) -> Iterator[Prediction]:
     """Classify images in order; a file that is no image gives a prediction with its error.
 
     Args:
-        classify: Images (N, 3, S, S) to logits (N, C).
+        classify: Images (N, 3, S, S) to logits (N, C); called from several threads.
         preprocess: How an image becomes the model's input.
         paths: The images, drawn from as needed.
-        batch_size: Images at a time.
+        batch_size: Images that a thread takes at a time.
     """
-    for batch in eval_batches(paths, preprocess, batch_size):
-        images = [image for _, image in batch if not isinstance(image, DataError)]
-        probabilities = iter(softmax(classify(np.stack(images))) if images else ())
-        for path, image in batch:
-            if isinstance(image, DataError):
-                yield Prediction(path, np.empty(0), image)
-            else:
-                yield Prediction(path, next(probabilities))
+    for path, output in outputs_of(paths, preprocess, classify, batch_size):
+        if isinstance(output, DataError):
+            yield Prediction(path, np.empty(0), output)
+        else:
+            yield Prediction(path, softmax(output[None])[0])
 
 
 def find_images(patterns: Iterable[str]) -> Iterator[Path]:

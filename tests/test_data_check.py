@@ -1,3 +1,9 @@
+import hashlib
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import platformdirs
 import pytest
 
 from mnet_cli.data import check
@@ -15,26 +21,29 @@ def files(photos, tmp_path):
 
 def test_faults_are_found_and_good_images_pass(files):
     checked = check_images(files)
-    assert [bool(image.fault) for image in checked] == [False, False, False, True, True]
-    assert "not an image" in checked[3].fault
-    assert "cannot be read" in checked[4].fault
-    assert len(checked[0].sha256) == 64
+    assert list(checked.faults) == [3, 4]
+    assert "not an image" in checked.faults[3]
+    assert "cannot be read" in checked.faults[4]
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in files[:4]]
+    assert [row.tobytes() for row in checked.sha256] == [*digests, bytes(32)]
 
 
 def test_same_bytes_are_grouped(files):
-    assert same_bytes([image.sha256 for image in check_images(files)]) == [[0, 2]]
+    assert same_bytes(check_images(files).sha256) == [[0, 2]]
 
 
 def test_unchanged_files_are_not_decoded_again(files, monkeypatch):
     first = check_images(files)
     monkeypatch.setattr(check, "decode_image", None)  # any use would raise
-    assert check_images(files[:4]) == first[:4]
+    again = check_images(files[:4])
+    assert np.array_equal(again.sha256, first.sha256[:4])
+    assert again.faults == {3: first.faults[3]}
 
 
 def test_changed_file_is_checked_again(files):
-    assert not check_images(files)[2].fault
+    assert 2 not in check_images(files).faults
     files[2].write_text("broken meanwhile")
-    assert check_images(files)[2].fault
+    assert 2 in check_images(files).faults
 
 
 def test_nothing_is_written_beside_the_images(files, tmp_path):
@@ -51,4 +60,14 @@ def test_progress_reaches_the_total(files):
 
 def test_unwritable_cache_folder_costs_only_the_memory(files, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/no-folder")
-    assert [bool(image.fault) for image in check_images(files)] == [False] * 3 + [True] * 2
+    assert list(check_images(files).faults) == [3, 4]
+
+
+def test_what_a_stranger_put_into_the_memory_is_not_believed(files):
+    first = check_images(files)
+    path = platformdirs.user_cache_path("mnet") / "checked-images.sqlite"
+    with closing(sqlite3.connect(path)) as memory, memory:
+        memory.execute("UPDATE checked SET sha256 = 'text', fault = ''")
+    again = check_images(files)
+    assert np.array_equal(again.sha256, first.sha256)
+    assert again.faults == first.faults

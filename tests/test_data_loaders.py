@@ -4,29 +4,35 @@ import numpy as np
 import pytest
 import torch
 
-from mnet_cli.data.augment import train_view
+from mnet_cli.data.augment import Augmentation
+from mnet_cli.data.check import check_images
+from mnet_cli.data.images import read_image
 from mnet_cli.data.loaders import (
     EpochBatches,
-    TrainImages,
-    eval_batches,
+    KeyBatches,
+    ViewDataset,
     loaded,
     seed_of,
-    train_loader,
+    view_loader,
 )
-from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
 
+CPU = torch.device("cpu")
 SMALL = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)
 
 
-def views(photos, workers: int, epoch: int, policy: str = "crop_flip"):
+def dataset(paths, augmentation, seed=3) -> ViewDataset:
+    labels = np.arange(len(paths)) % 3
+    return ViewDataset(paths, labels, check_images(paths).sha256, SMALL, augmentation, seed)
+
+
+def views(photos, workers: int, epoch: int, policy: str = "crop_flip", transform=None):
     paths = sorted((photos / "train").rglob("*.jpg"))
-    labels = [index % 3 for index in range(len(paths))]
-    view = train_view(SMALL, policy, crop_scale_min=0.2, random_erasing=0.5)
-    batches = EpochBatches(labels, 5, seed=3)
+    images = dataset(paths, Augmentation(policy, 0.2, 0.5))
+    batches = EpochBatches(images.labels, 5, seed=3)
     batches.epoch = epoch
-    images = TrainImages(paths, labels, view, SMALL.background, seed=3)
-    return list(loaded(train_loader(images, batches, workers, torch.device("cpu"))))
+    return list(loaded(view_loader(images, batches, workers, CPU, transform)))
 
 
 @pytest.mark.parametrize("policy", ["crop_flip", "trivialaugment", "randaugment"])
@@ -45,7 +51,7 @@ def test_another_epoch_gives_other_views_in_another_order(photos):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 10, 11, 14, 16])
 def test_every_sample_comes_once_and_no_batch_of_one(count):
-    batches = EpochBatches([0] * count, 5, seed=0)
+    batches = EpochBatches(np.zeros(count, int), 5, seed=0)
     sizes = [len(batch) for batch in batches]
     assert len(batches) == len(sizes)
     assert sorted(index for batch in batches for _, index in batch) == list(range(count))
@@ -53,7 +59,7 @@ def test_every_sample_comes_once_and_no_batch_of_one(count):
 
 
 def test_balanced_order_draws_every_class_about_equally():
-    labels = [0] * 900 + [1] * 100
+    labels = np.repeat([0, 1], [900, 100])
     batches = EpochBatches(labels, 32, seed=0, balanced=True)
     drawn = Counter(labels[index] for batch in batches for _, index in batch)
     assert 400 < drawn[1] < 600
@@ -67,47 +73,43 @@ def test_seeds_depend_on_every_part():
 
 def test_without_augmentation_training_sees_what_evaluation_sees(photos):
     path = next((photos / "train").rglob("*.jpg"))
-    view = train_view(SMALL, "none", crop_scale_min=1, random_erasing=0)
-    image, label = TrainImages([path], [2], view, SMALL.background, 0)[(1, 0)]
-    [[(_, array)]] = list(eval_batches([path], SMALL, 4))
-    assert np.array_equal(image.numpy(), array)
-    assert label == 2
-
-
-def test_eval_batches_keep_order_and_report_bad_files_in_place(photos, tmp_path):
-    paths = sorted((photos / "val").rglob("*.jpg"))
-    (tmp_path / "bad.jpg").write_text("no image")
-    paths.insert(3, tmp_path / "bad.jpg")
-    batches = list(eval_batches(iter(paths), SMALL, 4))
-    assert [path for batch in batches for path, _ in batch] == paths
-    assert isinstance(batches[0][3][1], DataError)
-    assert [len(batch) for batch in batches] == [4, 4, 4, 1]
-
-
-def test_eval_batches_read_ahead_by_two_batches_at_most(photos):
-    path = next((photos / "val").rglob("*.jpg"))
-    drawn = 0
-
-    def endless():
-        nonlocal drawn
-        while True:
-            drawn += 1
-            yield path
-
-    batches = eval_batches(endless(), SMALL, 3)
-    next(batches)
-    next(batches)
-    assert drawn <= 9
-    batches.close()
+    image, label = dataset([path], Augmentation())[(1, 0)]
+    assert np.array_equal(image.numpy(), eval_array(read_image(path), SMALL))
+    assert label == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_went_bad_is_the_same_error_for_any_number_of_workers(
     photos, tmp_path, workers
 ):
-    view = train_view(SMALL, "none", crop_scale_min=1, random_erasing=0)
     paths = [*sorted((photos / "val").rglob("*.jpg"))[:3], tmp_path / "gone.jpg"]
-    images = TrainImages(paths, [0, 1, 0, 1], view, SMALL.background, seed=0)
-    loader = train_loader(images, EpochBatches([0, 1, 0, 1], 2, 0), workers, torch.device("cpu"))
+    images = dataset(paths, Augmentation())
+    loader = view_loader(images, EpochBatches(images.labels, 2, 0), workers, CPU)
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read"):
         list(loaded(loader))
+
+
+def test_a_view_depends_on_the_photograph_and_not_on_its_neighbours(photos):
+    paths = sorted((photos / "train").rglob("*.jpg"))[:4]
+    augmentation = Augmentation("crop_flip", 0.2)
+    all_of_them, last = dataset(paths, augmentation), dataset(paths[3:], augmentation)
+    assert torch.equal(all_of_them[(2, 3)][0], last[(2, 0)][0])
+    assert not torch.equal(all_of_them[(2, 3)][0], all_of_them[(1, 3)][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_takes_each_batch_where_it_is_loaded(photos, workers):
+    def means(images):
+        return images.mean(axis=(1, 2, 3))
+
+    plain, changed = views(photos, workers, 1), views(photos, workers, 1, transform=means)
+    for (images, labels), (found, others) in zip(plain, changed, strict=True):
+        assert np.array_equal(found.numpy(), means(images.numpy()))
+        assert torch.equal(labels, others)
+
+
+def test_given_keys_come_in_their_order():
+    keys = np.asarray([(1, 5), (2, 5), (1, 0)])
+    batches = KeyBatches(keys, 2)
+    assert list(batches) == [[(1, 5), (2, 5)], [(1, 0)]]
+    assert len(batches) == 2

@@ -24,8 +24,8 @@ def test_the_set_has_both_splits_five_classes_and_a_tulip_apart(tmp_path):
     assert steps == [(k, 26) for k in range(1, 27)]
     found = scan_splits(tmp_path / "s")
     assert found["train"].class_names == CLASS_NAMES
-    assert found["train"].labels == tuple(k for k in range(5) for _ in range(3))
-    assert found["val"].labels == tuple(k for k in range(5) for _ in range(2))
+    assert found["train"].labels.tolist() == [k for k in range(5) for _ in range(3)]
+    assert found["val"].labels.tolist() == [k for k in range(5) for _ in range(2)]
     assert found["train"].paths[0] == "daisy/000.jpg"
     for path in (tmp_path / "s").rglob("*.jpg"):
         with Image.open(path) as image:

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import onnx
 import pytest
@@ -45,6 +47,24 @@ def test_reduced_tail_and_parts_of_a_network_run_too():
         expected = model.features[:5](torch.from_numpy(images)).numpy()
     found = compile_forward(model.features[:5], CPU)(images)
     assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_what_lies_above_a_boundary_runs_too():
+    model = lively("mobilenet_v2")
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    below = compile_forward(model.features[:7], CPU)
+    above = compile_forward(
+        nn.Sequential(*model.features[7:], model.pool, nn.Flatten(1), *model.classifier), CPU, None
+    )
+    assert np.abs(above(below(images)) - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_a_forward_pass_can_be_sent_to_another_process():
+    forward = compile_forward(lively("mobilenet_v1"), CPU)
+    images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    assert np.array_equal(pickle.loads(pickle.dumps(forward))(images), forward(images))
 
 
 def test_an_images_output_does_not_depend_on_its_batch():

@@ -12,6 +12,7 @@ from mnet_cli.models.freeze import (
     frozen_parameters,
     moved,
     set_train_mode,
+    split_frozen,
     stage_table,
 )
 from mnet_cli.models.layers import MobileNet
@@ -198,3 +199,28 @@ def test_the_stage_table_names_every_stage_and_counts_every_parameter(arch, kind
     )
     total = sum(p.numel() for p in model.parameters())
     assert sum(row.trainable + row.frozen for row in rows) == total
+
+
+@pytest.mark.parametrize(
+    ("arch", "spec", "deepest"),
+    [
+        ("mobilenet_v2", "none", 0),
+        ("mobilenet_v2", "features[:14]", 14),
+        ("mobilenet_v2", "features", 19 + 2),  # the pool and the flattening, but no dropout
+        ("mobilenet_v2", ["features.0", "features.5", "classifier"], 1),
+        ("mobilenet_v3_small", "features", 13 + 2),
+        ("mobilenet_v3_small", ["features", "classifier.0"], 13 + 4),
+        ("mobilenet_v1", "features[:13]", 13),
+    ],
+)
+def test_a_network_is_divided_where_learning_begins(arch, spec, deepest):
+    model = build_model(arch, 3, width_mult=0.25).eval()
+    freeze(model, spec)
+    front, rest = split_frozen(model)
+    assert len(front) == deepest
+    assert not any(parameter.requires_grad for parameter in front.parameters())
+    assert any(parameter.requires_grad for parameter in rest[0].parameters()) or isinstance(
+        rest[0], nn.Dropout
+    )
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(rest(front(images)), model(images))

@@ -228,6 +228,21 @@ def test_very_many_problems_are_cut_to_a_screen():
             "data.random_erasing",
             "data.augment: none",
         ),
+        (
+            section("data", "cached_views: 2") + "train: {cutmix: 1.0}",
+            "data.cached_views",
+            "train.cutmix: 1.0",
+        ),
+        (
+            section("data", "cached_views: 2", "augment: none"),
+            "data.cached_views",
+            "data.augment: none",
+        ),
+        (
+            section("data", "cached_views: 1") + f"train: {{{PHASES.replace('features', 'none')}}}",
+            "data.cached_views",
+            "nothing is frozen",
+        ),
         (section("model", "reduced_tail: true"), "model.reduced_tail", "model.arch: mobilenet_v2"),
         (
             section("model", "reduced_tail: true").replace("_v2", "_v3_large"),
@@ -253,6 +268,10 @@ def test_keys_that_contradict_or_have_no_effect_are_both_named(text, key, other)
         section("train", "warmup_epochs: 0", "ema: 0", "mixup: 0"),
         section("data", "augment: none", "random_erasing: 0"),
         section("data", "balance: class_weights") + "train: {mixup: 0.2, cutmix: 1.0}",
+        section("data", "cached_views: 0") + "train: {mixup: 0.2}",
+        section("data", "cached_views: 1", "augment: none"),
+        section("model", "freeze: none") + "  cached_views: auto\n",
+        section("data", "cached_views: 3") + f"train: {{{PHASES}}}",
         section("model", "width_mult: 0.33", "weights: none"),
         section("model", "width_mult: 0.35", "weights: starter"),
         section("model", "width_mult: 0.33", "weights: ./mine.pt"),

@@ -8,8 +8,10 @@ import torch
 
 from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.errors import DataError, RecipeError, RefusedError
+from mnet_cli.evaluate import evaluate
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
+from mnet_cli.runtimes import open_classifier
 from mnet_cli.tensorfile import read_tensors
 from mnet_cli.train import fit, prepare_data, prepare_job, write_results
 from mnet_cli.train.optimization import build_ema, build_optimizer, build_scheduler
@@ -219,3 +221,101 @@ def test_unsplit_folder_without_a_fraction_says_how_to_split(tiny_recipe, photos
     recipe = load_recipe(tiny_recipe, [f"data.root={photos / 'train'}"])
     with pytest.raises(DataError, match=r"data\.val_fraction=0\.2"):
         prepare_data(recipe)
+
+
+FROZEN = ("model.weights=starter", "data.image_size=64", "train.epochs=3")
+EXTRAS = ("train.ema=0.9", "train.clip_grad_norm=1", "train.label_smoothing=0.1")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_as_many_views_as_epochs_equal_no_cache_to_the_last_bit(tiny_recipe, workers, arch):
+    recipe = [*EXTRAS, f"data.workers={workers}", "model.freeze=features", "train.epochs=3"]
+    if arch == "mobilenet_v2":
+        recipe.append("model.weights=starter")
+    recipe.append(f"model.arch={arch}")
+    (cached, with_cache), (live, without) = (
+        trained(tiny_recipe, *recipe, f"data.cached_views={views}") for views in (3, 0)
+    )
+    assert with_cache.caches[0].views == 3
+    assert without.caches == []
+    assert weights_hash(cached.run) == weights_hash(live.run)
+    assert weights_hash(cached.run, "last.pt") == weights_hash(live.run, "last.pt")
+    without_time = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in result.rows]
+        for result in (with_cache, without)
+    ]
+    assert without_time[0] == without_time[1]
+
+
+@pytest.mark.parametrize("frozen", ["features", "features[:7]", "['features.0', '*.1']"])
+def test_a_second_run_computes_nothing_and_ends_the_same(tiny_recipe, frozen):
+    runs = [trained(tiny_recipe, *FROZEN, f"model.freeze={frozen}") for _ in range(2)]
+    assert [result.caches[0].fresh > 0 for _, result in runs] == [True, False]
+    assert weights_hash(runs[0][0].run) == weights_hash(runs[1][0].run)
+
+
+def test_inner_boundaries_learn_from_the_cache_what_they_learn_without(tiny_recipe):
+    results = [
+        trained(tiny_recipe, *FROZEN, "model.freeze=features[:7]", f"data.cached_views={views}")[1]
+        for views in (3, 0)
+    ]
+    assert results[0].caches[0].boundary == "mobilenet_v2 features[:7]"
+    for cached, live in zip(*(result.rows for result in results), strict=True):
+        assert cached["train_loss"] == pytest.approx(live["train_loss"], rel=0.02)
+
+
+def test_scores_of_a_cached_run_are_those_of_its_checkpoint(tiny_recipe):
+    job, result = trained(tiny_recipe, *FROZEN, "model.freeze=features[:7]", "train.ema=0.9")
+    classifier = open_classifier(job.run, "cpu")
+    val = job.data.splits["val"]
+    again = evaluate(
+        classifier.classify,
+        classifier.preprocess,
+        job.data.files("val"),
+        val.labels,
+        classifier.class_names,
+    )
+    assert again.loss == pytest.approx(result.best.loss, abs=1e-5)
+    assert again.top1 == result.best.top1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "views"),
+    [
+        (("model.freeze=features",), 100),  # limited by the epochs below
+        (("model.freeze=features", "data.augment=none"), 1),
+        (("model.freeze=features", "train.mixup=0.2"), None),
+        (("model.freeze=none",), None),
+    ],
+)
+def test_auto_caches_where_something_is_frozen_and_images_are_not_mixed(
+    tiny_recipe, overrides, views
+):
+    _, result = trained(tiny_recipe, *FROZEN, *overrides)
+    assert [use.views for use in result.caches] == ([] if views is None else [min(3, views)])
+
+
+def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
+    first = "{epochs: 2, freeze: features, lr: 0.01}"
+    second = "{epochs: 2, freeze: 'features[:5]', lr: 0.001}"
+    removed = [f"{key}=null" for key in ("train.epochs", "train.lr", "model.freeze")]
+    recipe = ("model.weights=starter", *removed, f"train.phases=[{first}, {second}]")
+    job, result = trained(tiny_recipe, *recipe, "train.ema=0.9")
+    assert [use.boundary.partition(" ")[2] for use in result.caches] == [
+        "features",
+        "features[:5]",
+    ]
+    assert result.moved == []
+    write_results(job, result)
+    summary = json.loads((job.run / "summary.json").read_text())
+    assert [use["views"] for use in summary["cache"]] == [2, 2]
+
+
+def test_a_balanced_sampler_learns_from_the_cache_too(tiny_recipe):
+    recipe = (*FROZEN, "model.freeze=features", "data.balance=sampler")
+    hashes = {
+        weights_hash(trained(tiny_recipe, *recipe, f"data.cached_views={views}")[0].run)
+        for views in (3, 0)
+    }
+    assert len(hashes) == 1

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mnet_cli import __version__, console
+from mnet_cli.cli.cache import clear, show_cache
 from mnet_cli.cli.data import fetch, sample, split
 from mnet_cli.cli.evaluate import evaluate
 from mnet_cli.cli.info import info
@@ -77,6 +78,10 @@ app = _group(
 app.add_typer(
     _group("Draw, fetch and split data sets.", {"sample": sample, "fetch": fetch, "split": split}),
     name="data",
+)
+app.add_typer(
+    _group("Look at and clear kept activations.", {"info": show_cache, "clear": clear}),
+    name="cache",
 )
 app.add_typer(
     _group(

@@ -31,7 +31,7 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=1, help="Exit with 6 if top-1 is below this share."),
     ] = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a trained model on labelled images and list what it gets wrong."""

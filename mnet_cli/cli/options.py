@@ -17,7 +17,9 @@ CheckpointOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda or mps; auto takes the fastest there is.")
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")]
+BatchSizeOption = Annotated[
+    int, typer.Option(min=1, max=4096, help="Images that each core takes at a time.")
+]
 OverrideOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3."),

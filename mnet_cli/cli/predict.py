@@ -36,7 +36,7 @@ def predict(
         Path | None, typer.Option(help="Write the picture with its answer to this PNG file.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --plot replace a file.")] = False,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
 ) -> None:
     """Say what is on photographs, one or many."""

@@ -13,7 +13,7 @@ from mnet_cli.cli.options import DeviceOption, OverrideOption
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import WeightsAccount
-    from mnet_cli.train import Fit, Job
+    from mnet_cli.train import CacheUse, Fit, Job
 
 HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
 
@@ -48,14 +48,16 @@ def train(
     console.notes(data.notes)
     if data.skipped:
         console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
-    images = console.counts({split: len(s.paths) for split, s in data.splits.items()})
+    images = console.counts({split: len(s) for split, s in data.splits.items()})
     console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
     with console.bar("weights", unit="B") as on_progress:
         job = training.prepare_job(resolved, data, chosen, out, on_progress)
     _show_account(job.account)
 
-    def on_phase() -> None:
+    def on_phase(cache: "CacheUse | None") -> None:
         _show_stages(stage_table(job.model))
+        if cache:
+            console.note(_cache_line(cache))
         console.note(HEADER)
 
     total = sum(phase.epochs for phase in resolved.phases)
@@ -69,8 +71,14 @@ def train(
         for watch in watchers:
             watch(row)
 
-    with console.bar("training", unit="batch") as on_batch:
-        result = training.fit(job, on_phase=on_phase, on_batch=on_batch, on_epoch=on_epoch)
+    with console.bar("features") as on_features, console.bar("training", unit="batch") as on_batch:
+        result = training.fit(
+            job,
+            on_features=on_features,
+            on_phase=on_phase,
+            on_batch=on_batch,
+            on_epoch=on_epoch,
+        )
     summary = training.write_results(job, result)
     _write_report(job, result, summary)
     console.show(summary, lambda: _show_summary(job.run, summary))
@@ -103,6 +111,14 @@ def _grouped(rows: "list[StageRow]") -> Iterator[tuple[str, str, str]]:
         trainable, frozen = sum(s.trainable for s in stages), sum(s.frozen for s in stages)
         yield name, f"{trainable:,}", f"{frozen:,}"
     yield "all", f"{sum(r.trainable for r in rows):,}", f"{sum(r.frozen for r in rows):,}"
+
+
+def _cache_line(cache: "CacheUse") -> str:
+    views = "one view" if cache.views == 1 else f"{cache.views} views"
+    return (
+        f"cache: {cache.boundary}, {views} an image, {cache.row_bytes:,} bytes each: "
+        f"{cache.fresh:,} computed, {cache.rows - cache.fresh:,} found"
+    )
 
 
 def _epoch_line(row: Mapping[str, float], total: int) -> str:

@@ -1,40 +1,44 @@
 """Every image is decoded and hashed once, and the outcome is remembered between runs."""
 
 import hashlib
-import os
 import sqlite3
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from mnet_cli.data.images import decode_image, read_bytes
 from mnet_cli.errors import DataError
+from mnet_cli.machine import cores
 from mnet_cli.text import readable
 
-COMMIT_EVERY = 500  # images; a check that was killed goes on from here
+DIGEST = hashlib.sha256().digest_size  # bytes
+TOGETHER = 500  # images; a check that was killed loses no more than these
+
+Outcome = tuple[bytes, str]  # the digest of the bytes, and the fault if there is one
 
 
 @dataclass(frozen=True)
-class CheckedImage:
-    """What the check found in one file.
+class Checked:
+    """What the check found in N files.
 
     Attributes:
-        sha256: Digest of the file's bytes; empty if they could not be read.
-        fault: Why the image cannot be used; empty if it can.
+        sha256: Digests of the files' bytes (N, 32), uint8; zeros where they could not be read.
+        faults: Why an image cannot be used, by its index; only of those that cannot.
     """
 
-    sha256: str
-    fault: str
+    sha256: NDArray[np.uint8]
+    faults: dict[int, str]
 
 
 def check_images(
     paths: Sequence[Path], on_progress: Callable[[int, int], None] | None = None
-) -> list[CheckedImage]:
+) -> Checked:
     """Decode and hash every file once, in parallel; unchanged files are taken as remembered.
 
     The outcome is kept by path, size and modification time in the user's cache folder,
@@ -43,45 +47,50 @@ def check_images(
     Args:
         paths: The image files.
         on_progress: Called with (done, total).
-
-    Returns:
-        One `CheckedImage` for each path, in order.
     """
-    stamps = [_stamp(path) for path in paths]
-    with closing(_open_memory()) as memory, ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = [_recall(memory, stamp) for stamp in stamps]
-        unknown = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        news: list[tuple[str, int, int, str, str]] = []
-        fresh = pool.map(_check, (paths[index] for index in unknown))
-        for count, (index, outcome) in enumerate(zip(unknown, fresh, strict=True), start=1):
-            outcomes[index] = outcome
-            if stamp := stamps[index]:
-                news.append((*stamp, outcome.sha256, outcome.fault))
-            if len(news) == COMMIT_EVERY or count == len(unknown):
-                _remember(memory, news)
-                news = []
+    checked = Checked(np.zeros((len(paths), DIGEST), np.uint8), {})
+    with closing(_open_memory()) as memory, ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(paths), TOGETHER):
+            some = [paths[index] for index in range(start, min(start + TOGETHER, len(paths)))]
+            for index, (sha256, fault) in enumerate(_outcomes(some, memory, pool), start):
+                checked.sha256[index] = np.frombuffer(sha256, np.uint8)
+                if fault:
+                    checked.faults[index] = fault
             if on_progress:
-                on_progress(len(paths) - len(unknown) + count, len(paths))
-    return [outcome for outcome in outcomes if outcome is not None]
+                on_progress(start + len(some), len(paths))
+    return checked
 
 
-def same_bytes(hashes: Sequence[str]) -> list[list[int]]:
-    """Group the indices of equal hashes; only groups of two or more."""
-    groups = defaultdict(list)
-    for index, sha256 in enumerate(hashes):
-        groups[sha256].append(index)
-    return [group for group in groups.values() if len(group) > 1]
+def same_bytes(sha256: NDArray[np.uint8]) -> list[list[int]]:
+    """Group the indices of equal digests (N, 32); only groups of two or more."""
+    digests = np.ascontiguousarray(sha256).view(f"V{DIGEST}").ravel()
+    order = np.argsort(digests, kind="stable")
+    changes = np.flatnonzero(digests[order][1:] != digests[order][:-1]) + 1
+    groups = [group.tolist() for group in np.split(order, changes) if len(group) > 1]
+    return sorted(groups)
 
 
-def _check(path: Path) -> CheckedImage:
-    digest = ""
+def _outcomes(
+    paths: Sequence[Path], memory: sqlite3.Connection, pool: ThreadPoolExecutor
+) -> list[Outcome]:
+    """Remembered outcomes and, for the other paths, fresh ones, which are then remembered."""
+    stamps = [_stamp(path) for path in paths]
+    outcomes = [_recall(memory, stamp) for stamp in stamps]
+    unknown = [index for index, outcome in enumerate(outcomes) if outcome is None]
+    fresh = dict(zip(unknown, pool.map(_check, (paths[index] for index in unknown)), strict=True))
+    _remember(memory, [(*stamp, *fresh[i]) for i in unknown if (stamp := stamps[i])])
+    return [outcome or fresh[index] for index, outcome in enumerate(outcomes)]
+
+
+def _check(path: Path) -> Outcome:
+    sha256 = bytes(DIGEST)
     try:
         content = read_bytes(path)
-        digest = hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(content).digest()
         decode_image(content, str(path))
     except DataError as error:
-        return CheckedImage(digest, error.found)
-    return CheckedImage(digest, "")
+        return sha256, error.found
+    return sha256, ""
 
 
 def _stamp(path: Path) -> tuple[str, int, int] | None:
@@ -93,21 +102,22 @@ def _stamp(path: Path) -> tuple[str, int, int] | None:
     return readable(str(path.absolute())), status.st_size, status.st_mtime_ns
 
 
-def _recall(memory: sqlite3.Connection, stamp: tuple[str, int, int] | None) -> CheckedImage | None:
+def _recall(memory: sqlite3.Connection, stamp: tuple[str, int, int] | None) -> Outcome | None:
     if stamp is None:
         return None
-    query = "SELECT sha256, fault FROM images WHERE path = ? AND size = ? AND mtime_ns = ?"
+    query = "SELECT sha256, fault FROM checked WHERE path = ? AND size = ? AND mtime_ns = ?"
     try:
         row = memory.execute(query, stamp).fetchone()
     except sqlite3.Error:
         return None
-    return CheckedImage(*row) if row else None
+    whole = row and isinstance(row[0], bytes) and len(row[0]) == DIGEST
+    return (row[0], str(row[1])) if whole else None
 
 
-def _remember(memory: sqlite3.Connection, rows: list[tuple[str, int, int, str, str]]) -> None:
+def _remember(memory: sqlite3.Connection, rows: list[tuple[str, int, int, bytes, str]]) -> None:
     """Keep outcomes; a database that is locked, full or read-only costs only the memory."""
     with suppress(sqlite3.Error), memory:
-        memory.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
+        memory.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _open_memory() -> sqlite3.Connection:
@@ -121,7 +131,7 @@ def _open_memory() -> sqlite3.Connection:
 
 def _with_table(memory: sqlite3.Connection) -> sqlite3.Connection:
     memory.execute(
-        "CREATE TABLE IF NOT EXISTS images"
-        " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 TEXT, fault TEXT)"
+        "CREATE TABLE IF NOT EXISTS checked"
+        " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB, fault TEXT)"
     )
     return memory

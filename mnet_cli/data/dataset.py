@@ -3,10 +3,13 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, islice
 from pathlib import Path
 
-from mnet_cli.data.check import CheckedImage, check_images, same_bytes
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_cli.data.check import check_images, same_bytes
+from mnet_cli.data.paths import Files, Names
 from mnet_cli.data.scan import ImageSet, match_classes, scan_splits
 from mnet_cli.data.split import assign
 from mnet_cli.errors import DataError, WeightsError
@@ -20,13 +23,20 @@ class Samples:
 
     Attributes:
         paths: Paths below the data set's root, POSIX separators.
-        labels: For each path the index of its class.
-        sha256: For each path the digest of its bytes.
+        labels: For each path the index of its class, (N,).
+        sha256: For each path the digest of its bytes, (N, 32).
     """
 
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    sha256: tuple[str, ...]
+    paths: Names
+    labels: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Samples":
+        """Those that are chosen (N,), in the same order."""
+        return Samples(self.paths.take(chosen), self.labels[chosen], self.sha256[chosen])
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,9 @@ class DataSet:
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
-    def files(self, split: str) -> list[Path]:
+    def files(self, split: str) -> Files:
         """The image files of `split`."""
-        return [self.root / path for path in self.splits[split].paths]
+        return Files(self.root, self.splits[split].paths)
 
     def manifest(self) -> Iterator[dict[str, str]]:
         """The rows of `split.csv`: path, class, split, sha256."""
@@ -58,7 +68,7 @@ class DataSet:
                 samples.paths, samples.labels, samples.sha256, strict=True
             ):
                 name = self.class_names[label]
-                yield {"path": path, "class": name, "split": split, "sha256": sha256}
+                yield {"path": path, "class": name, "split": split, "sha256": _hex(sha256)}
 
 
 def open_dataset(
@@ -97,15 +107,17 @@ def open_dataset(
             "one folder of classes was expected",
             "Leave data.val_fraction out",
         )
-    files = [images.root / path for images in scanned.values() for path in images.paths]
-    outcomes = check_images(files, on_progress)
-    bad = [(f, c.fault) for f, c in zip(files, outcomes, strict=True) if c.fault]
+    paths = Names(path for images in scanned.values() for path in _below(root, images))
+    checked = check_images(Files(root, paths), on_progress)
+    bad = [(root / paths[index], fault) for index, fault in sorted(checked.faults.items())]
     if bad and not skip_bad:
         raise _bad_images(root, bad)
-    rest = iter(outcomes)
+    labels = np.concatenate([images.labels for images in scanned.values()])
+    good = ~np.isin(np.arange(len(paths)), list(checked.faults))
+    part = np.repeat(np.arange(len(scanned)), [len(images.labels) for images in scanned.values()])
+    everything = Samples(paths, labels, checked.sha256)
     splits = {
-        split: _usable(images, list(islice(rest, len(images.paths))), root)
-        for split, images in scanned.items()
+        split: everything.take(good & (part == number)) for number, split in enumerate(scanned)
     }
     names = next(iter(scanned.values())).class_names
     if val_fraction is not None:
@@ -119,7 +131,7 @@ def open_dataset(
         + tuple(_same_bytes_notes(splits)),
     )
     for split, samples in splits.items():
-        if not samples.paths:
+        if not len(samples):
             raise DataError(f"{root}, {split}", "no usable image", "at least one was expected")
     return data
 
@@ -143,47 +155,36 @@ def take_split(data: DataSet, manifest: Path) -> DataSet:
             "Name the images with --data DIR",
         ) from error
     whole = data.splits["all"]
+    side_of = [sides.get(_hex(sha256)) for sha256 in whole.sha256]
     splits = {
-        split: _select(whole, [sides.get(sha256) == split for sha256 in whole.sha256])
+        split: whole.take(np.asarray([side == split for side in side_of]))
         for split in sorted(set(sides.values()))
     }
-    if not all(samples.paths for samples in splits.values()):
+    if not all(len(samples) for samples in splits.values()):
         raise DataError(
             str(manifest), f"lists no image of {data.root}", "the run's own images were expected"
         )
-    new = sum(sha256 not in sides for sha256 in whole.sha256)
+    new = side_of.count(None)
     notes = [f"{new} images are not in {manifest} and were left out"] if new else []
     return replace(data, splits=splits, notes=(*data.notes, *notes))
 
 
-def _usable(images: ImageSet, checked: Sequence[CheckedImage], root: Path) -> Samples:
-    """Keep the images without a fault, with paths below `root`."""
-    good = [not image.fault for image in checked]
-    below = images.root.relative_to(root)
-    return Samples(
-        tuple((below / path).as_posix() for path in compress(images.paths, good)),
-        tuple(compress(images.labels, good)),
-        tuple(image.sha256 for image in compress(checked, good)),
-    )
+def _below(root: Path, images: ImageSet) -> Iterator[str]:
+    """The paths of `images` as they are below `root`."""
+    folder = images.root.relative_to(root)
+    return ((folder / path).as_posix() for path in images.paths)
 
 
 def _divide(
     samples: Samples, class_names: Sequence[str], fraction: float, seed: int
 ) -> dict[str, Samples]:
     classes = [class_names[label] for label in samples.labels]
-    held_out = assign(samples.sha256, classes, fraction, seed)
-    return {
-        "train": _select(samples, [not held for held in held_out]),
-        "val": _select(samples, held_out),
-    }
+    held_out = np.asarray(assign([*map(_hex, samples.sha256)], classes, fraction, seed))
+    return {"train": samples.take(~held_out), "val": samples.take(held_out)}
 
 
-def _select(samples: Samples, chosen: Sequence[bool]) -> Samples:
-    return Samples(
-        tuple(compress(samples.paths, chosen)),
-        tuple(compress(samples.labels, chosen)),
-        tuple(compress(samples.sha256, chosen)),
-    )
+def _hex(sha256: NDArray[np.uint8]) -> str:
+    return sha256.tobytes().hex()
 
 
 def _relabelled(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
@@ -196,17 +197,15 @@ def _relabelled(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
 
 def _same_bytes_notes(splits: dict[str, Samples]) -> Iterator[str]:
     """Warn of images whose bytes stand in two classes or in two splits."""
-    rows = [
-        (split, label, path, sha256)
-        for split, samples in splits.items()
-        for path, label, sha256 in zip(samples.paths, samples.labels, samples.sha256, strict=True)
-    ]
-    for group in same_bytes([row[3] for row in rows]):
-        places = {rows[index][:2] for index in group}
-        if len(places) > 1:
-            names = ", ".join(rows[index][2] for index in group)
-            what = "classes" if len({label for _, label in places}) > 1 else "splits"
-            yield f"the same image in two {what}: {names}"
+    labels = np.concatenate([samples.labels for samples in splits.values()])
+    parts = list(splits.values())
+    part = np.repeat(np.arange(len(parts)), [len(samples) for samples in parts])
+    first = np.cumsum([0, *(len(samples) for samples in parts)])  # index of each part's first
+    for group in same_bytes(np.concatenate([samples.sha256 for samples in parts])):
+        what = "classes" if len(set(labels[group])) > 1 else "splits"
+        if what == "classes" or len(set(part[group])) > 1:
+            names = [parts[part[i]].paths[i - first[part[i]]] for i in group]
+            yield f"the same image in two {what}: {', '.join(names)}"
 
 
 def _bad_images(root: Path, bad: Sequence[tuple[Path, str]]) -> DataError:

@@ -1,26 +1,23 @@
-"""Batches for training and for evaluation, the same for any number of workers."""
+"""Batches for training, the same for any number of workers."""
 
-import os
 import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from mnet_cli.data.augment import View
+from mnet_cli.data.augment import Augmentation, View, build_view
 from mnet_cli.data.images import read_image
-from mnet_cli.data.preprocess import Preprocess, eval_array
+from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError
 
 CPU = torch.device("cpu")
-Loaded = NDArray[np.float32] | DataError
-Key = tuple[int, int]  # (epoch, index): all that a sample's randomness depends on
+Key = tuple[int, int]  # (pass, index): which view of which image
 
 
 def seed_of(*parts: int) -> int:
@@ -41,37 +38,61 @@ def seed_torch(seed: int, device: torch.device = CPU) -> None:
 
 Sample = tuple[torch.Tensor, int] | DataError
 Batch = tuple[torch.Tensor, torch.Tensor] | DataError
+Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class TrainImages(Dataset[Sample]):
-    """Random views of labelled photographs, addressed by (epoch, index).
+class ViewDataset(Dataset[Sample]):
+    """Random views of labelled photographs, addressed by (pass, index).
 
-    A sample's randomness is seeded from (seed, epoch, index), so neither the number of
-    workers nor anything else that draws random numbers can change it.
+    A view's randomness is seeded from (seed, pass, the file's bytes), so neither the number
+    of workers nor the other photographs nor anything else that draws random numbers can
+    change it.
+
+    Args:
+        paths: The N image files.
+        labels: The class of each (N,).
+        sha256: Digests of the files' bytes (N, 32), uint8.
+        preprocess: How an image becomes the network's input.
+        augmentation: What chance may change on the way.
+        seed: Of the views.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
-        labels: Sequence[int],
-        view: View,
-        background: tuple[int, int, int],
+        labels: NDArray[np.int64],
+        sha256: NDArray[np.uint8],
+        preprocess: Preprocess,
+        augmentation: Augmentation,
         seed: int,
     ) -> None:
-        self.paths, self.labels = paths, labels
-        self.view, self.background, self.seed = view, background, seed
+        self.paths, self.labels, self.sha256 = paths, labels, sha256
+        self.preprocess, self.augmentation, self.seed = preprocess, augmentation, seed
+        self.last: tuple[int, Image.Image] | None = None
+
+    @cached_property
+    def view(self) -> View:
+        """Makes a view of an RGB image."""
+        return build_view(self.preprocess, self.augmentation)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
+        number, index = key
         try:
-            image = read_image(self.paths[index], self.background)
+            image = self._decode(index)
         except DataError as error:
             return error  # raised in a worker it would arrive as a traceback in a string
-        seed_torch(seed_of(self.seed, epoch, index))
-        return self.view(image), self.labels[index]
+        content = int.from_bytes(self.sha256[index, :8].tobytes(), "big")
+        seed_torch(seed_of(self.seed, number, content))
+        return self.view(image), int(self.labels[index])
+
+    def _decode(self, index: int) -> Image.Image:
+        """Decode an image, once for all its views if they come one after the other."""
+        if self.last is None or self.last[0] != index:
+            self.last = index, read_image(self.paths[index], self.preprocess.background)
+        return self.last[1]
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -87,12 +108,12 @@ class EpochBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, labels: Sequence[int], batch_size: int, seed: int, *, balanced: bool = False
+        self, labels: NDArray[np.int64], batch_size: int, seed: int, *, balanced: bool = False
     ) -> None:
         self.epoch = 0
         self.batch_size, self.seed = batch_size, seed
         self.count = len(labels)
-        classes = torch.tensor(labels)
+        classes = torch.as_tensor(labels)
         self.weights = (1 / classes.bincount().double())[classes] if balanced else None
 
     def __len__(self) -> int:
@@ -105,22 +126,56 @@ class EpochBatches(Sampler[list[Key]]):
             order = torch.randperm(self.count, generator=generator)
         else:
             order = self.weights.multinomial(self.count, replacement=True, generator=generator)
-        keys = [(self.epoch, index) for index in order.tolist()]
         last = len(self) - 1
-        for batch in range(last):
-            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
-        yield keys[last * self.batch_size :]
+        for batch in range(len(self)):
+            end = (batch + 1) * self.batch_size if batch < last else self.count
+            indices = order[batch * self.batch_size : end]
+            yield [(self.epoch, index) for index in indices.tolist()]
 
 
-def train_loader(
-    images: TrainImages, batches: EpochBatches, workers: int, device: torch.device
+class KeyBatches(Sampler[list[Key]]):
+    """Given keys, some at a time, in their order.
+
+    Args:
+        keys: Pairs of pass and index (N, 2).
+        batch_size: Samples a batch.
+    """
+
+    def __init__(self, keys: NDArray[np.int64], batch_size: int) -> None:
+        self.keys, self.batch_size = keys, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.keys) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.keys), self.batch_size):
+            batch = self.keys[start : start + self.batch_size].tolist()
+            yield [(number, index) for number, index in batch]
+
+
+def view_loader(
+    views: ViewDataset,
+    batches: Sampler[list[Key]],
+    workers: int,
+    device: torch.device,
+    transform: Transform | None = None,
 ) -> DataLoader[Batch]:
-    """Load `batches` of `images`; read them with `loaded`."""
+    """Load `batches` of `views`; read them with `loaded`.
+
+    Args:
+        views: The images.
+        batches: The keys of each batch.
+        workers: Processes that load; 0 loads in this one.
+        device: Where the batches will be used.
+        transform: Takes the images (N, 3, S, S) of a batch to what is loaded in their place;
+            runs in the workers.
+    """
+    _ = views.view  # built before the workers start, which inherit it and what it imports
     return DataLoader(
-        images,  # type: ignore[arg-type]  # `_collate` turns samples into batches
+        views,  # type: ignore[arg-type]  # `_collate` turns samples into batches
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, transform=transform),
         worker_init_fn=_leave_interrupts,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -128,7 +183,7 @@ def train_loader(
 
 
 def loaded(loader: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the loader's batches: images (N, 3, S, S) float32, labels (N,) int64.
+    """Yield the loader's batches: images (N, 3, S, S) or what they became, labels (N,) int64.
 
     Raises:
         DataError: An image has become unreadable since it was checked.
@@ -139,44 +194,16 @@ def loaded(loader: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor
         yield batch
 
 
-def _collate(samples: Sequence[Sample]) -> Batch:
+def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch:
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
-    batch: Batch = default_collate(list(samples))
-    return batch
+    images, labels = default_collate(list(samples))
+    if transform:
+        images = torch.from_numpy(transform(images.numpy()))
+    return images, labels
 
 
 def _leave_interrupts(worker: int) -> None:
     """Leave a shell's Ctrl-C, which reaches the workers too, to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def eval_batches(
-    paths: Iterable[Path], preprocess: Preprocess, batch_size: int
-) -> Iterator[list[tuple[Path, Loaded]]]:
-    """Decode `paths` ahead in threads and yield them in batches, in order.
-
-    Holds at most two batches of images at a time, however many paths there are.
-
-    Yields:
-        Up to `batch_size` pairs of a path and its image (3, S, S) float32, or the error of
-        an image that cannot be used.
-    """
-
-    def load(path: Path) -> Loaded:
-        try:
-            return eval_array(read_image(path, preprocess.background), preprocess)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        remaining = iter(paths)
-        ahead: deque[tuple[Path, Future[Loaded]]] = deque()
-        while True:
-            wanted = 2 * batch_size - len(ahead)
-            ahead.extend((path, pool.submit(load, path)) for path in islice(remaining, wanted))
-            if not ahead:
-                return
-            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-            yield [(path, future.result()) for path, future in batch]

@@ -13,6 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_cli.data.paths import Names
 from mnet_cli.errors import DataError
 from mnet_cli.text import printable, readable
 
@@ -41,14 +45,14 @@ class ImageSet:
         root: The folder that holds the class folders.
         class_names: Class names, sorted unless `match_classes` gave another order.
         paths: Paths below `root` with POSIX separators, class by class, sorted within a class.
-        labels: For each path the index of its class in `class_names`.
+        labels: For each path the index of its class in `class_names`, (N,).
         ignored: What was skipped, one short printable note each.
     """
 
     root: Path
     class_names: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    paths: Names
+    labels: NDArray[np.int64]
     ignored: tuple[str, ...] = ()
 
 
@@ -123,8 +127,8 @@ def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
             f"the classes are {_listing(class_names)}",
             "Rename or remove the folder, or train with that class",
         )
-    labels = tuple(index[image_set.class_names[label]] for label in image_set.labels)
-    return replace(image_set, class_names=tuple(class_names), labels=labels)
+    labels = np.asarray([index[name] for name in image_set.class_names], np.int64)
+    return replace(image_set, class_names=tuple(class_names), labels=labels[image_set.labels])
 
 
 def is_hidden(name: str) -> bool:
@@ -151,14 +155,12 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
     images = _walk(root, folders, ignored)
     _refuse_empty_classes(root, images, ignored)
     class_names = tuple(sorted(folders))
-    pairs = [
-        (path, label) for label, name in enumerate(class_names) for path in sorted(images[name])
-    ]
+    counts = [len(images[name]) for name in class_names]
     return ImageSet(
         root=root,
         class_names=class_names,
-        paths=tuple(path for path, _ in pairs),
-        labels=tuple(label for _, label in pairs),
+        paths=Names(path for name in class_names for path in sorted(images[name])),
+        labels=np.repeat(np.arange(len(class_names)), counts),
         ignored=tuple(sorted(ignored)),
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,33 @@ def set_train_mode(model: nn.Module) -> None:
     model.train()
     for _, module in _frozen_modules(model):
         module.eval()
+
+
+def split_frozen(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """Divide a network at the frozen boundary: the deepest point below which nothing learns.
+
+    Both parts share the network's modules; `rest(front(images))` is `model(images)`. Dropout
+    belongs to the rest, since it gives another answer each time.
+
+    Args:
+        model: A network with `features`, `pool` and `classifier`.
+
+    Returns:
+        The front, which may be empty, and the rest.
+    """
+    layers = [
+        *model.get_submodule("features").children(),
+        model.get_submodule("pool"),
+        nn.Flatten(1),
+        *model.get_submodule("classifier").children(),
+    ]
+
+    def settled(layer: nn.Module) -> bool:
+        learns = any(parameter.requires_grad for parameter in layer.parameters())
+        return not learns and not isinstance(layer, nn.Dropout)
+
+    front = list(takewhile(settled, layers))
+    return nn.Sequential(*front), nn.Sequential(*layers[len(front) :])
 
 
 def stage_table(model: nn.Module) -> list[StageRow]:

@@ -8,7 +8,7 @@ convolutions before them.
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 OPSET, IR_VERSION = 18, 10
 INPUT, OUTPUT = "mnet.images", "mnet.logits"  # with dots, which traced names never have
+IMAGES = ("batch", 3, "size", "size")  # the input's shape; a name stands for any length
 
 Attributes = dict[str, Any]
 Emit = Callable[[Any], tuple[str, list[Any], Attributes]]  # takes a module
@@ -60,12 +61,14 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     return folded
 
 
-def to_onnx(module: nn.Module) -> bytes:
+def to_onnx(module: nn.Module, input_shape: Sequence[int | str] | None = IMAGES) -> bytes:
     """Write `module`, with batch norms folded, as a serialised ONNX model.
 
     Args:
-        module: Made of the modules in `MODULES`, sums, products and `flatten(1)`; from
-            images (N, 3, S, S) to one output, N and S free.
+        module: Made of the modules in `MODULES`, sums, products and `flatten(1)`; from one
+            input to one output.
+        input_shape: Lengths of the input's axes, or names for those that are free; None for
+            any shape, as the inner parts of a network take it.
 
     Raises:
         KeyError: The module holds something else.
@@ -100,7 +103,7 @@ def to_onnx(module: nn.Module) -> bytes:
     graph = helper.make_graph(
         graph_nodes,
         "mnet",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, "size", "size"])],
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, input_shape)],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
         weights,
     )

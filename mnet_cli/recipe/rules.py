@@ -1,6 +1,6 @@
 """Keys that contradict one another or would have no effect, as data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -41,6 +41,21 @@ def _beside_phases(key: str, own_key: str) -> Rule:
         f"every phase has its own {own_key}",
         "Remove one of the two; --set KEY=null removes a key",
     )
+
+
+def _cannot_be_cached(key: str) -> Rule:
+    return Rule(
+        ("data.cached_views", key),
+        lambda views, mixing: views not in ("auto", 0) and mixing > 0,
+        f"{{0}} with {key}: {{1}}",
+        "images are mixed before they enter the network, so nothing can be computed once",
+        "Remove one of the two",
+    )
+
+
+def _nothing_is_frozen(views: object, freeze: object, phases: Sequence[object] | None) -> bool:
+    specs = [p.get("freeze") for p in phases if isinstance(p, dict)] if phases else [freeze]
+    return views not in ("auto", 0) and all(spec == "none" for spec in specs)
 
 
 def _needs_published_width(row: str) -> Rule:
@@ -87,6 +102,21 @@ RULES = (
         "{0} with train.epochs: {1}",
         "a warmup shorter than the training was expected",
         "Lower it, or raise train.epochs",
+    ),
+    *(_cannot_be_cached(key) for key in ("train.mixup", "train.cutmix")),
+    Rule(
+        ("data.cached_views", "data.augment"),
+        lambda views, augment: views not in ("auto", 0, 1) and augment == "none",
+        "{0} with data.augment: none",
+        "without augmentation all views of an image are the same",
+        "Remove it, or set data.augment: crop_flip",
+    ),
+    Rule(
+        ("data.cached_views", "model.freeze", "train.phases"),
+        _nothing_is_frozen,
+        "{0}, but nothing is frozen",
+        "only what is frozen can be computed once",
+        "Remove it, or set model.freeze: features",
     ),
     Rule(
         ("data.crop_scale_min", "data.augment"),

@@ -95,6 +95,12 @@ class Data(Section):
     random_erasing: float = Field(
         0.0, ge=0, le=1, description="Probability that a training image loses a random rectangle."
     )
+    cached_views: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] = Field(
+        "auto",
+        description="Random views of each image whose frozen activations are computed once and "
+        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto: 0 with "
+        "mixup or cutmix, else the fewer the more images there are.",
+    )
     skip_bad: bool = Field(
         False, description="Leave unreadable images out and list them, instead of stopping."
     )

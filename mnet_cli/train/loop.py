@@ -9,20 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
-from mnet_cli.data.loaders import (
-    Batch,
-    EpochBatches,
-    loaded,
-    seed_of,
-    seed_torch,
-    train_loader,
-)
+from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch
 from mnet_cli.errors import RefusedError
-from mnet_cli.evaluate import Evaluation, evaluate
-from mnet_cli.models.forward import compile_forward
+from mnet_cli.evaluate import Evaluation
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase, plain_values
 from mnet_cli.run_directory import write_csv
@@ -35,6 +26,7 @@ from mnet_cli.train.optimization import (
     build_scheduler,
 )
 from mnet_cli.train.setup import Job
+from mnet_cli.train.supply import Batches, CacheUse, Supply, build_supply
 
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "top1", "macro_f1", "images_per_second", "lr", "seconds",
@@ -56,6 +48,7 @@ class Fit:
         rows: One row of `COLUMNS` an epoch.
         best_epoch: The epoch of `best.pt`, counted from 1.
         best: The evaluation of `best.pt` on the validation images.
+        caches: What each phase that used the cache took from it.
         frozen: Number of frozen tensors that were watched.
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
         seconds: From the first step to the end.
@@ -64,6 +57,7 @@ class Fit:
     rows: list[Row] = field(default_factory=list)
     best_epoch: int = 0
     best: Evaluation | None = None
+    caches: list[CacheUse] = field(default_factory=list)
     frozen: int = 0
     moved: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -71,8 +65,9 @@ class Fit:
 
 @dataclass
 class Learner:
-    """What changes the weights in one phase."""
+    """What changes the weights of `module` in one phase."""
 
+    module: nn.Module
     criterion: nn.CrossEntropyLoss
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
@@ -84,7 +79,8 @@ class Learner:
 def fit(
     job: Job,
     *,
-    on_phase: Callable[[], None] = lambda: None,
+    on_features: Callable[[int, int], None] = lambda done, total: None,
+    on_phase: Callable[[CacheUse | None], None] = lambda cache: None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> Fit:
@@ -92,57 +88,40 @@ def fit(
 
     Args:
         job: Recipe, model, data, device and run directory.
-        on_phase: Called when a phase has frozen its part of the model.
+        on_features: Called with (done, total) while the frozen part's features are computed.
+        on_phase: Called when a phase is ready to start, with what it took from the cache.
         on_batch: Called with (batches done, batches of the epoch).
         on_epoch: Called with the epoch's row.
 
     Raises:
+        DataError: An image has become unreadable.
         RefusedError: The loss is not a number any more; the last good checkpoint is kept.
         MachineError: A file cannot be written.
     """
     recipe, model = job.recipe, job.model.to(job.device)
     model.to(memory_format=torch.channels_last)
-    train = job.data.splits["train"]
     batches = EpochBatches(
-        train.labels,
+        job.data.splits["train"].labels,
         recipe.data.batch_size,
         recipe.train.seed,
         balanced=recipe.data.balance == "sampler",
     )
-    loader = train_loader(job.train_images(), batches, job.workers, job.device)
     result, started = Fit(), time.monotonic()
     for phase in recipe.phases:
         freeze(model, phase.freeze)
         before = frozen_fingerprint(model)
-        on_phase()
-        learner = build_learner(job, phase, len(batches))
-        since_best = 0
-        for _ in range(phase.epochs):
-            epoch = batches.epoch = len(result.rows) + 1
-            clock = time.monotonic()
-            loss, lr = train_epoch(job, learner, loader, (epoch - 1) * len(batches), on_batch)
-            trained = time.monotonic() - clock
-            shown = learner.ema.module if learner.ema else model
-            evaluation = evaluate_val(job, shown)
-            row = {
-                "epoch": epoch,
-                "train_loss": loss,
-                "val_loss": evaluation.loss,
-                "top1": evaluation.top1,
-                "macro_f1": evaluation.macro_f1,
-                "images_per_second": len(train.labels) / trained,
-                "lr": lr,
-                "seconds": time.monotonic() - clock,
-            }
-            result.rows.append(row)
-            since_best += 1
-            if result.best is None or BETTER[recipe.train.monitor](evaluation, result.best):
-                result.best, result.best_epoch, since_best = evaluation, epoch, 0
-                save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, evaluation, epoch))
-            save_last(job, learner, evaluation, epoch, epoch * len(batches))
-            write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
+        epochs = range(len(result.rows) + 1, len(result.rows) + phase.epochs + 1)
+        supply = build_supply(job, batches, epochs, on_features)
+        on_phase(supply.cache)
+        if supply.cache:
+            result.caches.append(supply.cache)
+        learner = build_learner(job, phase, supply.module, len(batches))
+        for epoch in epochs:
+            batches.epoch = epoch
+            row = run_epoch(job, learner, supply, batches, result, on_batch)
             on_epoch(row)
-            if recipe.train.early_stop and since_best >= recipe.train.early_stop:
+            waited = epoch - max(result.best_epoch, epochs.start - 1)
+            if recipe.train.early_stop and waited >= recipe.train.early_stop:
                 break
         result.frozen = max(result.frozen, len(before))
         result.moved += moved(before, model)
@@ -150,14 +129,60 @@ def fit(
     return result
 
 
+def run_epoch(
+    job: Job,
+    learner: Learner,
+    supply: Supply,
+    batches: EpochBatches,
+    result: Fit,
+    on_batch: Callable[[int, int], None],
+) -> Row:
+    """Train for an epoch, score it, add its row to `result` and keep its checkpoints."""
+    epoch, clock = batches.epoch, time.monotonic()
+    loss, lr = train_epoch(
+        job,
+        learner,
+        supply.batches(),
+        (epoch - 1) * len(batches),
+        lambda done: on_batch(done, len(batches)),
+    )
+    trained = time.monotonic() - clock
+    shown = learner.ema.module if learner.ema else learner.module
+    evaluation = supply.evaluate(shown)
+    row = {
+        "epoch": epoch,
+        "train_loss": loss,
+        "val_loss": evaluation.loss,
+        "top1": evaluation.top1,
+        "macro_f1": evaluation.macro_f1,
+        "images_per_second": batches.count / trained,
+        "lr": lr,
+        "seconds": time.monotonic() - clock,
+    }
+    result.rows.append(row)
+    if result.best is None or BETTER[job.recipe.train.monitor](evaluation, result.best):
+        result.best, result.best_epoch = evaluation, epoch
+        save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, evaluation, epoch))
+    save_last(job, learner, evaluation, epoch, epoch * len(batches))
+    write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
+    return row
+
+
 def train_epoch(
     job: Job,
     learner: Learner,
-    loader: DataLoader[Batch],
+    batches: Batches,
     step: int,
-    on_batch: Callable[[int, int], None],
+    on_batch: Callable[[int], None],
 ) -> tuple[float, float]:
     """Take one optimizer step a batch.
+
+    Args:
+        job: Recipe, model and device.
+        learner: What is trained, and how.
+        batches: The epoch's inputs of what is trained, and their labels.
+        step: Steps taken before.
+        on_batch: Called with the number of batches done.
 
     Returns:
         The mean loss of the epoch's images, and the learning rate of the last step.
@@ -167,29 +192,31 @@ def train_epoch(
     losses: list[Tensor] = []
     lrs: list[float] = []
     counts: list[int] = []
-    for images, labels in loaded(loader):  # images (N, 3, S, S), labels (N,)
+    for inputs, labels in batches:  # inputs (N, …), labels (N,)
         step += 1
-        seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any loader
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any supply
+        inputs = inputs.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         if learner.mix:
-            images, labels = learner.mix(images, labels)
+            inputs, labels = learner.mix(inputs, labels)
+        if inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, enabled=train.amp):
-            loss = learner.criterion(job.model(images), labels)
+            loss = learner.criterion(learner.module(inputs), labels)
         learner.scaler.scale(loss).backward()
         if train.clip_grad_norm:
             learner.scaler.unscale_(learner.optimizer)
-            nn.utils.clip_grad_norm_(job.model.parameters(), train.clip_grad_norm)
+            nn.utils.clip_grad_norm_(learner.module.parameters(), train.clip_grad_norm)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         learner.optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         lrs.append(float(learner.scheduler.get_last_lr()[0]))
-        counts.append(len(images))
+        counts.append(len(inputs))
         learner.scheduler.step()
         if learner.ema:
-            learner.ema.update_parameters(job.model)
-        on_batch(len(losses), len(loader))
+            learner.ema.update_parameters(learner.module)
+        on_batch(len(losses))
     # One look at the losses an epoch: a look at each step would wait for the GPU each time.
     values = torch.stack(losses).double().cpu()
     if not values.isfinite().all():
@@ -203,16 +230,17 @@ def train_epoch(
     return float((values * torch.tensor(counts)).sum() / sum(counts)), lrs[-1]
 
 
-def build_learner(job: Job, phase: Phase, steps_per_epoch: int) -> Learner:
-    """Build what a phase trains with."""
+def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: int) -> Learner:
+    """Build what a phase trains `module` with."""
     recipe, train = job.recipe, job.recipe.train
-    optimizer = build_optimizer(job.model, train, phase.lr)
+    optimizer = build_optimizer(module, train, phase.lr)
     criterion = build_criterion(
         train,
         job.data.splits["train"].labels,
         class_weights=recipe.data.balance == "class_weights",
     )
     return Learner(
+        module=module,
         criterion=criterion.to(job.device),
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, train, phase.lr, phase.epochs, steps_per_epoch),
@@ -220,35 +248,33 @@ def build_learner(job: Job, phase: Phase, steps_per_epoch: int) -> Learner:
             job.device.type, enabled=train.amp and job.device.type == "cuda"
         ),
         mix=build_mix(train, len(job.data.class_names)),
-        ema=build_ema(job.model, train.ema),
+        ema=build_ema(module, train.ema),
     )
 
 
-def evaluate_val(job: Job, model: nn.Module) -> Evaluation:
-    """Evaluate `model` on the validation images."""
-    val = job.data.splits["val"]
-    return evaluate(
-        compile_forward(model, job.device),
-        job.preprocess,
-        job.data.files("val"),
-        val.labels,
-        job.data.class_names,
-        batch_size=job.recipe.data.batch_size,
-    )
+def full_state(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """The state of `model` with the tensors of `module`, its last part or a copy of that.
+
+    The part's tensors have names of its own, but come in the same order.
+    """
+    state, part = model.state_dict(), module.state_dict()
+    names = list(state)[len(state) - len(part) :]
+    return state | dict(zip(names, part.values(), strict=True))
 
 
 def as_checkpoint(
     job: Job,
-    model: nn.Module,
+    module: nn.Module,
     evaluation: Evaluation,
     epoch: int,
     training: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Put a model and its scores into a checkpoint."""
+    """Put the model, with `module` as its learning part, and its scores into a checkpoint."""
+    state = full_state(job.model, module)
     return Checkpoint(
         arch=job.recipe.model.arch,
         model_args=job.model_args,
-        state_dict={name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        state_dict={name: tensor.contiguous() for name, tensor in state.items()},
         class_names=job.data.class_names,
         preprocess=job.preprocess,
         recipe=plain_values(job.recipe),
@@ -267,4 +293,5 @@ def save_last(job: Job, learner: Learner, evaluation: Evaluation, epoch: int, st
         "step": step,
         "seed": job.recipe.train.seed,
     }
-    save_checkpoint(job.run / "last.pt", as_checkpoint(job, job.model, evaluation, epoch, training))
+    last = as_checkpoint(job, learner.module, evaluation, epoch, training)
+    save_checkpoint(job.run / "last.pt", last)

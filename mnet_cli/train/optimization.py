@@ -1,8 +1,10 @@
 """Optimizer, learning-rate schedule, loss, mixing and averaging, as a recipe names them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -13,7 +15,6 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 from torch.optim.swa_utils import AveragedModel
-from torchvision.transforms import v2
 
 from mnet_cli.recipe import Train
 
@@ -63,24 +64,29 @@ def build_scheduler(
 
 
 def build_criterion(
-    train: Train, labels: Sequence[int], *, class_weights: bool
+    train: Train, labels: NDArray[np.int64], *, class_weights: bool
 ) -> nn.CrossEntropyLoss:
     """Build the loss, its classes weighted by inverse frequency if asked to."""
     weight = None
     if class_weights:
-        counts = torch.bincount(torch.tensor(labels))
+        counts = torch.bincount(torch.as_tensor(labels))
         weight = len(labels) / (len(counts) * counts)
     return nn.CrossEntropyLoss(weight, label_smoothing=train.label_smoothing)
 
 
 def build_mix(train: Train, num_classes: int) -> Mix | None:
     """Build mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899), or one of both a batch."""
+    if not train.mixup and not train.cutmix:
+        return None
+    from torchvision.transforms import v2  # slow to import, and few runs need it
+
     mixes: list[v2.Transform] = []
     if train.mixup:
         mixes.append(v2.MixUp(alpha=train.mixup, num_classes=num_classes))
     if train.cutmix:
         mixes.append(v2.CutMix(alpha=train.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(mixes) if mixes else None
+    mix: Mix = v2.RandomChoice(mixes)
+    return mix
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:

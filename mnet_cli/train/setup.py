@@ -1,6 +1,5 @@
 """From a recipe to everything that the loop needs."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,12 @@ import torch
 from torch import nn
 
 from mnet_cli.atomic import atomic_write
-from mnet_cli.data.augment import train_view
+from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
-from mnet_cli.data.loaders import TrainImages
+from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
 from mnet_cli.errors import DataError, MnetError
+from mnet_cli.machine import cores
 from mnet_cli.models.freeze import frozen_parameters
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
@@ -53,23 +53,22 @@ class Job:
     def workers(self) -> int:
         """Processes that decode and augment."""
         workers = self.recipe.data.workers
-        return min(8, os.cpu_count() or 1) if workers == "auto" else workers
+        return min(8, cores()) if workers == "auto" else workers
 
-    def train_images(self) -> TrainImages:
+    def train_views(self) -> ViewDataset:
         """The training images as random views."""
         data = self.recipe.data
-        view = train_view(
-            self.preprocess,
-            data.augment,
-            crop_scale_min=data.crop_scale_min,
-            random_erasing=data.random_erasing,
-        )
-        return TrainImages(
-            self.data.files("train"),
-            self.data.splits["train"].labels,
-            view,
-            self.preprocess.background,
-            self.recipe.train.seed,
+        augmentation = Augmentation(data.augment, data.crop_scale_min, data.random_erasing)
+        return self._views("train", augmentation, self.recipe.train.seed)
+
+    def val_views(self) -> ViewDataset:
+        """The validation images as evaluation sees them."""
+        return self._views("val", Augmentation(), seed=0)
+
+    def _views(self, split: str, augmentation: Augmentation, seed: int) -> ViewDataset:
+        samples, files = self.data.splits[split], self.data.files(split)
+        return ViewDataset(
+            files, samples.labels, samples.sha256, self.preprocess, augmentation, seed
         )
 
 
@@ -94,7 +93,7 @@ def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet
             "Let mnet set some aside: --set data.val_fraction=0.2",
         )
     train = data.splits["train"]
-    gone = [n for label, n in enumerate(data.class_names) if label not in train.labels]
+    gone = [name for label, name in enumerate(data.class_names) if label not in train.labels]
     if gone:
         raise DataError(
             recipe.data.root,

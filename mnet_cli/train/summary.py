@@ -1,10 +1,11 @@
 """What a run leaves for scripts and readers: `summary.json` and `report.html`."""
 
 import platform
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import torchvision
 
 from mnet_cli import __version__
 from mnet_cli.hashing import file_sha256
@@ -29,7 +30,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
         "arch": job.recipe.model.arch,
         "width_mult": job.recipe.model.width_mult,
         "class_names": list(job.data.class_names),
-        "images": {split: len(samples.paths) for split, samples in job.data.splits.items()},
+        "images": {split: len(samples) for split, samples in job.data.splits.items()},
         "skipped": len(job.data.skipped),
         "epochs": len(result.rows),
         "best": {
@@ -49,6 +50,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
         }
         if job.account
         else None,
+        "cache": [asdict(use) for use in result.caches],
         "frozen": {"tensors": result.frozen, "moved": result.moved},
         "device": str(job.device),
         "threads": torch.get_num_threads(),
@@ -56,7 +58,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
             "mnet": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
         },
         "sha256": {
             name: file_sha256(job.run / name)

@@ -1,0 +1,1 @@
+"""Activations at the frozen boundary, computed once and kept on disk."""

@@ -1,0 +1,67 @@
+"""The frozen boundary: what runs below it, and what its activations depend on."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mnet_cli.models.forward import Forward, compile_forward
+from mnet_cli.models.onnx_graph import to_onnx
+
+LIBRARIES = ("onnxruntime", "pillow", "torch", "torchvision")  # other versions, other last bits
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The frozen part of a network, up to where something learns.
+
+    Attributes:
+        forward: Images (N, 3, S, S) to activations (N, …), float32.
+        shape: Of one image's activations.
+        dtype: What they are kept as: half precision for feature maps, where it halves much.
+        network: What the activations depend on besides the view, as plain values.
+    """
+
+    forward: Forward
+    shape: tuple[int, ...]
+    dtype: str
+    network: Mapping[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the activations of one view take."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def exact(self) -> "Boundary":
+        """The same boundary, its activations kept as they are computed."""
+        return replace(self, dtype="float32")
+
+
+def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.device) -> Boundary:
+    """Compile the frozen part of a network.
+
+    Args:
+        front: The part, as `split_frozen` gave it.
+        title: What people call it.
+        image_size: Side S of the images that it will get, in pixels.
+        device: Where it runs.
+    """
+    forward = compile_forward(front, device)
+    shape = forward(np.zeros((1, 3, image_size, image_size), np.float32)).shape[1:]
+    return Boundary(
+        forward,
+        shape,
+        dtype="float32" if len(shape) == 1 else "float16",
+        network={
+            "title": title,
+            # The graph holds architecture, boundary and weights, and nothing else.
+            "sha256": hashlib.sha256(to_onnx(front)).hexdigest(),
+            "device": device.type,
+            "libraries": {name: version(name) for name in LIBRARIES},
+        },
+    )
