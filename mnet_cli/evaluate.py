@@ -79,6 +79,7 @@ def evaluate(
     class_names: Sequence[str],
     *,
     batch_size: int = BATCH,
+    fast_decode: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Classify every image and score the answers.
@@ -90,6 +91,7 @@ def evaluate(
         labels: The true class of each (N,), an index into `class_names`.
         class_names: In the order of the logits.
         batch_size: Images that a thread takes at a time.
+        fast_decode: As in `outputs_of`.
         on_progress: Called with (done, total).
 
     Raises:
@@ -97,7 +99,7 @@ def evaluate(
         RefusedError: A logit is not finite.
     """
     logits: list[NDArray[np.float32]] = []
-    for _, output in outputs_of(paths, preprocess, classify, batch_size):
+    for _, output in outputs_of(paths, preprocess, classify, batch_size, fast_decode=fast_decode):
         if isinstance(output, DataError):
             raise output
         logits.append(output)

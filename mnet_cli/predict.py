@@ -46,7 +46,12 @@ class Prediction:
 
 
 def predict(
-    classify: Classify, preprocess: Preprocess, paths: Iterable[Path], *, batch_size: int = BATCH
+    classify: Classify,
+    preprocess: Preprocess,
+    paths: Iterable[Path],
+    *,
+    batch_size: int = BATCH,
+    fast_decode: bool = False,
 ) -> Iterator[Prediction]:
     """Classify images in order; a file that is no image gives a prediction with its error.
 
@@ -55,8 +60,11 @@ def predict(
         preprocess: How an image becomes the model's input.
         paths: The images, drawn from as needed.
         batch_size: Images that a thread takes at a time.
+        fast_decode: As in `outputs_of`.
     """
-    for path, output in outputs_of(paths, preprocess, classify, batch_size):
+    for path, output in outputs_of(
+        paths, preprocess, classify, batch_size, fast_decode=fast_decode
+    ):
         if isinstance(output, DataError):
             yield Prediction(path, np.empty(0), output)
         else:

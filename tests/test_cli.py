@@ -319,3 +319,37 @@ def test_cache_is_listed_and_cleared(capsys):
     assert run(["cache", "clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] > 120
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["train"], 2),
+        (["trian"], 2),
+        (["train", "--recipe", "nowhere.yaml"], 2),
+        (["train", "--recipe", "v2_flowers", "--set", "train.epochz=3"], 2),
+        (["predict"], 2),
+        (["predict", "a.jpg", "--csv", "--json"], 2),
+        (["predict", "nothing*.jpg"], 2),
+        (["recipes", "list"], 0),
+        (["cache", "info"], 0),
+    ],
+)
+def test_what_needs_no_network_imports_no_torch(arguments, code):
+    script = (
+        "import sys; from mnet_cli.cli import run; code = run(sys.argv[1:]); "
+        "assert not {'torch', 'torchvision', 'onnxruntime'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True)
+    assert done.returncode == code, done.stderr
+
+
+def test_prediction_needs_no_torch_until_a_checkpoint_is_opened():
+    script = (
+        "import sys; import mnet_cli.predict, mnet_cli.evaluate, mnet_cli.runtimes, "
+        "mnet_cli.data.dataset; assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -3,10 +3,10 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mnet_cli.data import images
-from mnet_cli.data.images import decode_image, read_image
+from mnet_cli.data.images import decode_image, open_photograph, read_image, times_smaller
 from mnet_cli.errors import DataError
 
 
@@ -125,3 +125,39 @@ def test_file_faults_never_block(tmp_path):
     ]:
         with pytest.raises(DataError, match=reason):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_known_upright_before_anything_is_decoded(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    photograph = open_photograph(path, (255, 255, 255))
+    assert photograph.size == photograph.decode().size
+    assert photograph.size == ((40, 30) if orientation < 5 else (30, 40))
+
+
+@pytest.mark.parametrize(("times", "size"), [(1, (401, 302)), (2, (201, 151)), (4, (101, 76))])
+def test_a_jpeg_is_decoded_smaller_on_request_and_a_png_is_not(tmp_path, times, size):
+    for suffix, expected in (("jpg", size), ("png", (401, 302))):
+        path = tmp_path / f"large.{suffix}"
+        Image.effect_noise((401, 302), 40).convert("RGB").save(path)
+        photograph = open_photograph(path, (255, 255, 255))
+        assert photograph.decode(times).size == expected
+        assert photograph.decode().size == photograph.size == (401, 302)
+
+
+def test_decoding_smaller_leaves_pixels_to_spare():
+    assert [times_smaller(surplus) for surplus in (0.5, 1, 2.9, 3, 5.9, 6, 60)] == [
+        1, 1, 1, 2, 2, 4, 4,
+    ]  # fmt: skip
+
+
+def test_a_truncated_jpeg_is_refused_at_any_size(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((400, 300), 40).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    for times in (1, 2, 4):
+        with pytest.raises(DataError, match="damaged"):
+            open_photograph(path, (255, 255, 255)).decode(times)

@@ -1,4 +1,5 @@
 import numpy as np
+from PIL import Image
 
 from mnet_cli.data.images import read_image
 from mnet_cli.data.inference import outputs_of
@@ -46,3 +47,17 @@ def test_no_more_than_two_batches_a_core_are_read_ahead(photos):
         next(outputs)
     assert drawn <= (2 * cores() + 1) * 3
     outputs.close()
+
+
+def test_fast_decoding_is_near_the_exact_path_and_only_on_request(tmp_path):
+    path = tmp_path / "large.jpg"
+    grain = Image.effect_noise((600, 500), 20)
+    Image.merge("RGB", [Image.linear_gradient("L").resize((600, 500)), grain, grain]).save(path)
+
+    def pixels(**arguments):
+        [(_, output)] = outputs_of([path], SMALL, lambda images: images, 1, **arguments)
+        return output
+
+    exact, fast = pixels(), pixels(fast_decode=True)
+    assert np.array_equal(exact, eval_array(read_image(path), SMALL))
+    assert 0 < abs(fast - exact).mean() * 255 * SMALL.std[0] < 2

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mnet_cli import console
-from mnet_cli.cli.options import BatchSizeOption, CheckpointOption, DeviceOption
+from mnet_cli.cli.options import (
+    BatchSizeOption,
+    CheckpointOption,
+    DeviceOption,
+    FastDecodeOption,
+)
 from mnet_cli.errors import DataError, RefusedError
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ def evaluate(
         typer.Option(min=0, max=1, help="Exit with 6 if top-1 is below this share."),
     ] = None,
     batch_size: BatchSizeOption = 8,
+    fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a trained model on labelled images and list what it gets wrong."""
@@ -59,6 +65,7 @@ def evaluate(
             samples.labels,
             classifier.class_names,
             batch_size=batch_size,
+            fast_decode=fast_decode,
             on_progress=on_progress,
         )
     document = {

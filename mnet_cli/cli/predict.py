@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnet_cli import console
-from mnet_cli.cli.options import BatchSizeOption, CheckpointOption, DeviceOption
+from mnet_cli.cli.options import (
+    BatchSizeOption,
+    CheckpointOption,
+    DeviceOption,
+    FastDecodeOption,
+)
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.text import readable
 
@@ -37,6 +42,7 @@ def predict(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --plot replace a file.")] = False,
     batch_size: BatchSizeOption = 8,
+    fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Say what is on photographs, one or many."""
@@ -67,7 +73,11 @@ def predict(
         write = _line_writer(names, count, reject, one=one)
     failures = 0
     for answer in prediction.predict(
-        classifier.classify, classifier.preprocess, chain(first, images), batch_size=batch_size
+        classifier.classify,
+        classifier.preprocess,
+        chain(first, images),
+        batch_size=batch_size,
+        fast_decode=fast_decode,
     ):
         write(answer)
         failures += answer.error is not None

@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mnet_cli.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb does not
+SPARE = 1.5  # a JPEG decoded smaller keeps so many times the pixels that are needed
+TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
 
 # Pillow warns below its limit and raises above twice that; ours is one limit and an error.
@@ -56,10 +58,8 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def decode_image(
-    content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
-) -> Image.Image:
-    """Decode an image file's bytes into an upright RGB image.
+class Photograph:
+    """An image file's bytes: first its size, then, once it is known how it will be used, pixels.
 
     EXIF orientation is applied, transparency is laid on `background`, 16-bit grey is
     rescaled to 8 bits, the first frame of an animation is taken, and every other mode is
@@ -70,30 +70,97 @@ def decode_image(
         where: The name to use in errors.
         background: The colour under transparent pixels, R, G, B in 0..255.
 
+    Attributes:
+        size: Width and height in pixels, upright.
+
     Raises:
-        DataError: Not an image in a supported format, truncated, damaged, in floating
-            point, larger than `MAX_PIXELS`, or thinner than `MAX_ASPECT`.
+        DataError: Not an image in a supported format, larger than `MAX_PIXELS`, or thinner
+            than `MAX_ASPECT`.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+
+    def __init__(
+        self, content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
+    ) -> None:
+        self.content, self.where, self.background = content, where, background
+        self._decoded: tuple[int, Image.Image] | None = None
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+        except BROKEN as error:
+            raise _damaged(content, where, error) from error
+        self.size = (height, width) if turned else (width, height)
+        if width * height > MAX_PIXELS:
             raise DataError(
                 where,
-                f"{image.width}x{image.height} pixels",
+                f"{width}x{height} pixels",
                 f"at most {MAX_PIXELS:,} pixels were expected",
                 "Scale the image down",
             )
-        if max(image.size) > MAX_ASPECT * min(image.size):
+        if max(self.size) > MAX_ASPECT * min(self.size):
             raise DataError(
                 where,
-                f"{image.width}x{image.height} pixels",
+                f"{width}x{height} pixels",
                 f"sides within a ratio of {MAX_ASPECT} were expected",
                 "Crop the image",
             )
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image, where, background)
-    except BROKEN as error:
-        raise DataError(where, describe(content, error), "a whole image was expected") from error
+
+    def decode(self, times: int = 1) -> Image.Image:
+        """Decode to upright RGB pixels; asked for the same again, they are there.
+
+        Args:
+            times: How many times smaller the sides of a JPEG come out, as `times_smaller`
+                allows; other formats come out whole.
+
+        Raises:
+            DataError: Truncated, damaged, or in floating point.
+        """
+        if self._decoded is None or self._decoded[0] != times:
+            try:
+                image: Image.Image = Image.open(io.BytesIO(self.content), formats=FORMATS)
+                if times > 1:  # libjpeg leaves out the finer frequencies of each block
+                    image.draft(None, (image.width // times, image.height // times))
+                image = ImageOps.exif_transpose(image)
+                self._decoded = times, _to_rgb(image, self.where, self.background)
+            except BROKEN as error:
+                raise _damaged(self.content, self.where, error) from error
+        return self._decoded[1]
+
+
+def times_smaller(surplus: float) -> int:
+    """How many times smaller a JPEG may be decoded without a difference that matters.
+
+    Args:
+        surplus: How many times larger the part that is used is than what it is resized to.
+
+    Returns:
+        1, 2 or 4, so that a factor of `SPARE` at least is left to the resizing.
+    """
+    return next((times for times in (4, 2) if surplus >= SPARE * times), 1)
+
+
+def decode_image(
+    content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """Decode an image file's bytes into an upright RGB image; see `Photograph`.
+
+    Raises:
+        DataError: The bytes are no usable image.
+    """
+    return Photograph(content, where, background).decode()
+
+
+def open_photograph(path: Path, background: tuple[int, int, int]) -> Photograph:
+    """Read the image file at `path` and look at its header.
+
+    Raises:
+        DataError: The file is missing, unreadable, not a regular file, or no usable image.
+    """
+    return Photograph(read_bytes(path), str(path), background)
+
+
+def _damaged(content: bytes, where: str, error: BaseException) -> DataError:
+    return DataError(where, describe(content, error), "a whole image was expected")
 
 
 def describe(content: bytes, error: BaseException) -> str:

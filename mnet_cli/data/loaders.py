@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mnet_cli.data.augment import Augmentation, View, build_view
-from mnet_cli.data.images import read_image
+from mnet_cli.data.images import Photograph, open_photograph
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError
 
@@ -68,11 +67,11 @@ class ViewDataset(Dataset[Sample]):
     ) -> None:
         self.paths, self.labels, self.sha256 = paths, labels, sha256
         self.preprocess, self.augmentation, self.seed = preprocess, augmentation, seed
-        self.last: tuple[int, Image.Image] | None = None
+        self._last: tuple[int, Photograph] | None = None
 
     @cached_property
     def view(self) -> View:
-        """Makes a view of an RGB image."""
+        """Makes a view of a photograph."""
         return build_view(self.preprocess, self.augmentation)
 
     def __len__(self) -> int:
@@ -80,19 +79,19 @@ class ViewDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         number, index = key
-        try:
-            image = self._decode(index)
-        except DataError as error:
-            return error  # raised in a worker it would arrive as a traceback in a string
         content = int.from_bytes(self.sha256[index, :8].tobytes(), "big")
         seed_torch(seed_of(self.seed, number, content))
-        return self.view(image), int(self.labels[index])
+        try:
+            return self.view(self._open(index)), int(self.labels[index])
+        except DataError as error:
+            return error  # raised in a worker it would arrive as a traceback in a string
 
-    def _decode(self, index: int) -> Image.Image:
-        """Decode an image, once for all its views if they come one after the other."""
-        if self.last is None or self.last[0] != index:
-            self.last = index, read_image(self.paths[index], self.preprocess.background)
-        return self.last[1]
+    def _open(self, index: int) -> Photograph:
+        """Open a photograph, once for all its views if they come one after the other."""
+        if self._last is None or self._last[0] != index:
+            path, background = self.paths[index], self.preprocess.background
+            self._last = index, open_photograph(path, background)
+        return self._last[1]
 
 
 class EpochBatches(Sampler[list[Key]]):
