@@ -30,6 +30,12 @@ def photos(tmp_path_factory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), train=8, val=4)
 
 
+@pytest.fixture
+def draw_photos():
+    """The function that writes such a data set of any size."""
+    return write_photos
+
+
 def write_photos(root: Path, **counts: int) -> Path:
     """Write noisy one-colour JPEGs of 40x48 pixels, `counts` images a class in each split."""
     noise = np.random.default_rng(0)

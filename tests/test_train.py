@@ -283,7 +283,8 @@ def test_scores_of_a_cached_run_are_those_of_its_checkpoint(tiny_recipe):
 @pytest.mark.parametrize(
     ("overrides", "views"),
     [
-        (("model.freeze=features",), 100),  # limited by the epochs below
+        (("model.freeze=features",), 3),
+        (("model.freeze=features", "data.cached_views=2"), 2),
         (("model.freeze=features", "data.augment=none"), 1),
         (("model.freeze=features", "train.mixup=0.2"), None),
         (("model.freeze=none",), None),
@@ -293,7 +294,7 @@ def test_auto_caches_where_something_is_frozen_and_images_are_not_mixed(
     tiny_recipe, overrides, views
 ):
     _, result = trained(tiny_recipe, *FROZEN, *overrides)
-    assert [use.views for use in result.caches] == ([] if views is None else [min(3, views)])
+    assert [use.views for use in result.caches] == ([] if views is None else [views])
 
 
 def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
@@ -310,6 +311,15 @@ def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
     write_results(job, result)
     summary = json.loads((job.run / "summary.json").read_text())
     assert [use["views"] for use in summary["cache"]] == [2, 2]
+
+
+def test_the_more_images_the_fewer_views(tiny_recipe, tmp_path, draw_photos):
+    used = []
+    for count in (60, 180, 250):
+        root = draw_photos(tmp_path / str(count), train=count, val=2)
+        recipe = (*FROZEN, "model.freeze=features", "data.image_size=32", f"data.root={root}")
+        used.append(trained(tiny_recipe, *recipe)[1].caches[0].views)
+    assert used == [3, 2, 1]
 
 
 def test_a_balanced_sampler_learns_from_the_cache_too(tiny_recipe):

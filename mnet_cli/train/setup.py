@@ -55,15 +55,15 @@ class Job:
         workers = self.recipe.data.workers
         return min(8, cores()) if workers == "auto" else workers
 
-    def train_views(self) -> ViewDataset:
-        """The training images as random views."""
+    def random_views(self) -> ViewDataset:
+        """The training images as the recipe augments them."""
         data = self.recipe.data
         augmentation = Augmentation(data.augment, data.crop_scale_min, data.random_erasing)
         return self._views("train", augmentation, self.recipe.train.seed)
 
-    def val_views(self) -> ViewDataset:
-        """The validation images as evaluation sees them."""
-        return self._views("val", Augmentation(), seed=0)
+    def plain_views(self, split: str) -> ViewDataset:
+        """The images of `split` as evaluation sees them."""
+        return self._views(split, Augmentation(), seed=0)
 
     def _views(self, split: str, augmentation: Augmentation, seed: int) -> ViewDataset:
         samples, files = self.data.splits[split], self.data.files(split)

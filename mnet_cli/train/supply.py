@@ -1,6 +1,6 @@
 """What the learning part of a network learns from: images, or features at the frozen boundary."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.data.loaders import EpochBatches, loaded, view_loader
+from mnet_cli.data.loaders import EpochBatches, ViewDataset, loaded, view_loader
 from mnet_cli.evaluate import Evaluation, evaluate, score
-from mnet_cli.features.boundary import find_boundary
+from mnet_cli.features.boundary import Boundary, find_boundary
 from mnet_cli.features.extract import Features, cached_features
 from mnet_cli.machine import BATCH, cores
 from mnet_cli.models.forward import Forward, compile_forward
@@ -19,9 +19,11 @@ from mnet_cli.train.setup import Job, Progress
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
-# `cached_views: auto` takes about so many in all, between one and MOST_VIEWS an image: a second
-# view is worth half a point of top-1, and what comes after the fourth cannot be told from chance.
-VIEWS_IN_ALL, MOST_VIEWS = 1000, 4
+# `cached_views: auto` takes about so many views in all, up to MOST_VIEWS an image, the first of
+# them evaluation's own: alone it teaches more than one random view does, and with two random
+# ones as much as eight.
+VIEWS_IN_ALL, MOST_VIEWS = 1000, 3
+PLAIN = 0  # the number of evaluation's view; those of random views are counted from 1
 
 
 @dataclass(frozen=True)
@@ -78,26 +80,29 @@ def build_supply(
     mixing = job.recipe.train.mixup or job.recipe.train.cutmix
     if not len(front) or mixing:  # images are mixed before they enter the network
         return _from_images(job, batches)
-    if count_views(job):
-        return _from_cache(job, batches, epochs, front, rest, on_features)
+    if cycle := views_in_turn(job):
+        view_of = {epoch: cycle[(epoch - 1) % len(cycle)] for epoch in epochs}
+        return _from_cache(job, batches, view_of, front, rest, on_features)
     if job.device.type == "cpu":
         return _from_workers(job, batches, front, rest)
     return _from_images(job, batches)
 
 
-def count_views(job: Job) -> int:
-    """How many views of each image are kept; 0 where the cache is off."""
+def views_in_turn(job: Job) -> list[int]:
+    """The numbers of the views that the epochs take turns with; none where the cache is off."""
     data = job.recipe.data
     if data.cached_views != "auto":
-        return data.cached_views
+        random = list(range(1, data.cached_views + 1))
+        return random if data.augment != "none" else random and [PLAIN]
     if data.augment == "none":
-        return 1
-    return max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / len(job.data.splits["train"]))))
+        return [PLAIN]
+    images = len(job.data.splits["train"])
+    return list(range(PLAIN, max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / images)))))
 
 
 def _from_images(job: Job, batches: EpochBatches) -> Supply:
     """Every epoch takes new views through the whole network."""
-    loader = view_loader(job.train_views(), batches, job.workers, job.device)
+    loader = view_loader(job.random_views(), batches, job.workers, job.device)
     return Supply(
         job.model,
         batches=lambda: loaded(loader),
@@ -108,7 +113,7 @@ def _from_images(job: Job, batches: EpochBatches) -> Supply:
 def _from_workers(job: Job, batches: EpochBatches, front: nn.Module, rest: nn.Module) -> Supply:
     """Every epoch takes new views through the frozen part, in the workers, without gradients."""
     below = compile_forward(front, job.device)
-    loader = view_loader(job.train_views(), batches, job.workers, job.device, below)
+    loader = view_loader(job.random_views(), batches, job.workers, job.device, below)
 
     def evaluate_rest(module: nn.Module) -> Evaluation:
         above = compile_forward(module, job.device, None)
@@ -120,41 +125,47 @@ def _from_workers(job: Job, batches: EpochBatches, front: nn.Module, rest: nn.Mo
 def _from_cache(
     job: Job,
     batches: EpochBatches,
-    epochs: range,
+    view_of: Mapping[int, int],
     front: nn.Sequential,
     rest: nn.Module,
     on_features: Progress | None,
 ) -> Supply:
-    """Views go through the frozen part once, and epochs take turns with them."""
-    views = count_views(job)
-    view_of = {epoch: (epoch - 1) % views + 1 for epoch in epochs}
-    passes = sorted(set(view_of.values()))
+    """Each view goes through the frozen part once; `view_of` gives an epoch's view."""
     boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
-    train, val = (
-        cached_features(where, dataset, passes, job.workers, job.device, on_features)
-        for where, dataset, passes in (
-            (boundary, job.train_views(), passes),
-            (boundary.exact(), job.val_views(), [0]),  # what is scored is never rounded
-        )
-    )
+
+    def features(views: ViewDataset, numbers: Sequence[int], where: Boundary) -> Features:
+        return cached_features(where, views, numbers, job.workers, job.device, on_features)
+
+    used = set(view_of.values())
+    every: list[Features] = []
+    rows: dict[int, tuple[Features, int]] = {}  # of each view's number: where its rows are
+    for views, numbers in (
+        (job.plain_views("train"), used & {PLAIN}),
+        (job.random_views(), used - {PLAIN}),
+    ):
+        if numbers:
+            every.append(found := features(views, sorted(numbers), boundary))
+            rows |= {number: (found, place) for place, number in enumerate(sorted(numbers))}
+    # What is scored is exact: it is never rounded to half precision.
+    every.append(val := features(job.plain_views("val"), [PLAIN], boundary.exact()))
     labels = torch.as_tensor(job.data.splits["train"].labels)
 
     def epoch_batches() -> Batches:
-        view = passes.index(view_of[batches.epoch])
+        found, place = rows[view_of[batches.epoch]]
         for keys in batches:
             images = np.asarray([index for _, index in keys])
-            yield torch.from_numpy(train.take(view, images)), labels[images]
+            yield torch.from_numpy(found.take(place, images)), labels[images]
 
     return Supply(
         rest,
         batches=epoch_batches,
         evaluate=lambda module: _evaluate_features(job, module, val),
         cache=CacheUse(
-            boundary.network["title"],
-            len(passes),
-            train.index.size + val.index.size,
-            train.fresh + val.fresh,
-            boundary.row_bytes,
+            boundary=boundary.network["title"],
+            views=len(used),
+            rows=sum(found.index.size for found in every),
+            fresh=sum(found.fresh for found in every),
+            row_bytes=boundary.row_bytes,
         ),
     )
 

@@ -1,0 +1,85 @@
+"""Show that time grows in step with the number of images, and memory hardly at all.
+
+Usage: .venv/bin/python scripts/scale.py [COUNT …]          (1000 10000 100000 unless given)
+
+Draws data sets of small pictures, trains on each with a cold and a warm cache, predicts all of
+it, and prints seconds, images a second and the largest memory of each command's main process.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mnet_cli import console
+
+MNET = str(Path(sys.executable).with_name("mnet"))
+CLASSES, SIZE = 10, 48
+RECIPE = """\
+schema: 1
+model: {arch: mobilenet_v2, width_mult: 0.35, weights: starter, freeze: features}
+data: {root: pictures, image_size: 32, cached_views: 1}
+train: {epochs: 1}
+"""
+
+
+def draw(root: Path, count: int) -> None:
+    """Draw `count` pictures of noise in ten colours, a tenth of them for validation."""
+    for split in ("train", "val"):
+        for label in range(CLASSES):
+            (root / split / f"class{label}").mkdir(parents=True)
+
+    def one(number: int) -> None:
+        noise = np.random.default_rng(number)
+        label = number % CLASSES
+        colour = np.random.default_rng(10_000_000 + label).integers(40, 215, 3)
+        pixels = noise.normal(colour, 30, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+        split = "val" if number // CLASSES % 10 == 0 else "train"
+        Image.fromarray(pixels).save(root / split / f"class{label}" / f"{number}.jpg")
+
+    with ThreadPoolExecutor() as pool, console.bar("drawing") as on_progress:
+        for done, _ in enumerate(pool.map(one, range(count)), 1):
+            on_progress(done, count)
+
+
+def measure(arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds and peak megabytes of an mnet command."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [MNET, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"mnet {' '.join(arguments)} failed")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def main(counts: list[int]) -> None:
+    """Measure each command at each size."""
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            draw(folder / "pictures", count)
+            (folder / "scale.yaml").write_text(RECIPE, encoding="utf-8")
+            commands = {
+                "train, cold cache": ["train", "--recipe", "scale.yaml", "--quiet"],
+                "train, warm cache": ["train", "--recipe", "scale.yaml", "--quiet"],
+                "predict": ["predict", "pictures", "--json"],
+            }
+            for title, arguments in commands.items():
+                seconds, megabytes = measure(arguments, folder)
+                rate = f"{count / seconds:,.0f}"
+                rows.append((title, f"{count:,}", f"{seconds:.1f}", rate, f"{megabytes:,.0f}"))
+    console.table(("command", ">images", ">seconds", ">images/s", ">peak MB"), sorted(rows))
+
+
+if __name__ == "__main__":
+    main([int(count) for count in sys.argv[1:]] or [1_000, 10_000, 100_000])
