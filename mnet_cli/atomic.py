@@ -49,6 +49,26 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that processes left in `folder` which were killed."""
+    for path in folder.glob(".*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere there is no signal that only asks
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's, or no number of a process
+    return True
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `folder` that takes its name once it is complete.

@@ -35,7 +35,7 @@ class Evaluation:
     """
 
     class_names: tuple[str, ...]
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     loss: float
@@ -67,7 +67,7 @@ class Evaluation:
                 "prob": float(self.probabilities[row, predicted[row]]),
                 "true_prob": float(self.probabilities[row, self.labels[row]]),
             }
-            for row in rows
+            for row in rows.tolist()
         ]
 
 
@@ -130,7 +130,7 @@ def score(
     probabilities = metrics.softmax(logits)
     return Evaluation(
         class_names=tuple(class_names),
-        paths=tuple(paths),
+        paths=paths,
         labels=labels,
         probabilities=probabilities,
         loss=metrics.cross_entropy(logits, labels),

@@ -16,7 +16,7 @@ from PIL import Image
 from mnet_cli import console
 from mnet_cli.cli import run
 from mnet_cli.features.cache import open_folder
-from mnet_cli.features.store import KEY, write_shard
+from mnet_cli.features.store import record_type, write_shard
 
 MNET = Path(sys.executable).with_name("mnet")
 LAST_LINE = r"^mnet: error: .+: .+"
@@ -311,7 +311,7 @@ def test_cache_is_listed_and_cleared(capsys):
     assert run(["cache", "info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stores"] == []
     folder = open_folder({"network": {"title": "v2 features"}, "row_bytes": 40})
-    write_shard(folder, np.zeros(3, KEY), [np.zeros(10, np.float32)] * 3)
+    write_shard(folder, np.zeros(3, record_type((10,), "float32")))
     assert run(["cache", "info"]) == 0
     shown = capsys.readouterr().out
     assert "v2 features" in shown

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from mnet_cli.data.augment import Augmentation, build_view
 from mnet_cli.data.images import Photograph
-from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.preprocess import Preprocess, to_normalized
 
 SMALL = Preprocess(32, 36, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), (255,) * 3)
 
@@ -76,6 +76,19 @@ def test_a_large_jpeg_is_decoded_smaller_for_the_same_crops(width, height, monke
     exact = list(views())
     levels = [abs(a - b).mean() * 255 * 0.25 for a, b in zip(small, exact, strict=True)]
     assert 0 < np.mean(levels) < 2
+
+
+def test_views_of_a_large_png_are_torchvisions():
+    file = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(640, 480))).save(file, "PNG")
+    crop = v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    view = build_view(SMALL, Augmentation("crop_flip", 0.2))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        cropped = v2.RandomHorizontalFlip()(crop(Photograph(file.getvalue(), "a").decode()))
+        torch.manual_seed(seed)
+        found = view(Photograph(file.getvalue(), "a"))
+        assert np.array_equal(found.numpy(), to_normalized(cropped, SMALL))
 
 
 def test_without_augmentation_the_whole_image_is_decoded():

@@ -1,10 +1,12 @@
 import hashlib
+import shutil
 import sqlite3
 from contextlib import closing
 
 import numpy as np
 import platformdirs
 import pytest
+from PIL import Image
 
 from mnet_cli.data import check
 from mnet_cli.data.check import check_images, same_bytes
@@ -63,11 +65,22 @@ def test_unwritable_cache_folder_costs_only_the_memory(files, monkeypatch):
     assert list(check_images(files).faults) == [3, 4]
 
 
-def test_what_a_stranger_put_into_the_memory_is_not_believed(files):
+@pytest.mark.parametrize("values", ["sha256 = 'text'", "sha256 = zeroblob(32)", "fault = NULL"])
+def test_what_a_stranger_put_into_the_memory_is_not_believed(files, values):
     first = check_images(files)
     path = platformdirs.user_cache_path("mnet") / "checked-images.sqlite"
     with closing(sqlite3.connect(path)) as memory, memory:
-        memory.execute("UPDATE checked SET sha256 = 'text', fault = ''")
+        memory.execute(f"UPDATE stamped SET {values} WHERE fault = ''")
     again = check_images(files)
     assert np.array_equal(again.sha256, first.sha256)
     assert again.faults == first.faults
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_checked_again(tmp_path):
+    path, other = tmp_path / "a.bmp", tmp_path / "b.bmp"
+    Image.new("RGB", (8, 8), "red").save(path)
+    Image.new("RGB", (8, 8), "blue").save(other)
+    shutil.copystat(path, other)
+    first = check_images([path]).sha256
+    shutil.copy2(other, path)
+    assert not np.array_equal(check_images([path]).sha256, first)

@@ -1,5 +1,7 @@
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -149,7 +151,7 @@ def test_a_jpeg_is_decoded_smaller_on_request_and_a_png_is_not(tmp_path, times, 
 
 
 def test_decoding_smaller_leaves_pixels_to_spare():
-    assert [times_smaller(surplus) for surplus in (0.5, 1, 2.9, 3, 5.9, 6, 60)] == [
+    assert [times_smaller(surplus) for surplus in (0.5, 1, 3.9, 4, 7.9, 8, 60)] == [
         1, 1, 1, 2, 2, 4, 4,
     ]  # fmt: skip
 
@@ -161,3 +163,16 @@ def test_a_truncated_jpeg_is_refused_at_any_size(tmp_path):
     for times in (1, 2, 4):
         with pytest.raises(DataError, match="damaged"):
             open_photograph(path, (255, 255, 255)).decode(times)
+
+
+def test_a_png_bomb_is_refused_before_it_is_decoded():
+    header = struct.pack(">IIBBBBB", 24_000, 24_000, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(24_000 * 3 + 1) * 400)  # decoding would fail for lack of rows
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
+    with pytest.raises(DataError, match="at most 100,000,000 pixels"):
+        decode_image(png, "bomb.png")

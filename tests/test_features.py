@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import platformdirs
@@ -17,7 +21,8 @@ from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.features import extract
 from mnet_cli.features.boundary import find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
-from mnet_cli.features.extract import cached_features
+from mnet_cli.features.extract import Wanted, cached_features
+from mnet_cli.features.store import open_rows, record_type, write_shard
 from mnet_cli.models.registry import build_model
 
 CPU = torch.device("cpu")
@@ -39,13 +44,20 @@ def files(photos, tmp_path):
     return sorted(folder.rglob("*.jpg"))
 
 
-def dataset(files, augmentation=CROPS, seed=3):
+def dataset(files, augmentation=CROPS, seed=3, preprocess=SMALL):
     labels = np.zeros(len(files), np.int64)
-    return ViewDataset(files, labels, check_images(files).sha256, SMALL, augmentation, seed)
+    return ViewDataset(files, labels, check_images(files).sha256, preprocess, augmentation, seed)
+
+
+def look_up(views, where=None, passes=(1, 2), workers=0, on_progress=None):
+    [found] = cached_features(
+        [Wanted(where or boundary(), views, passes)], workers, CPU, on_progress
+    )
+    return found
 
 
 def features(files, where=None, passes=(1, 2), workers=0, **arguments):
-    return cached_features(where or boundary(), dataset(files, **arguments), passes, workers, CPU)
+    return look_up(dataset(files, **arguments), where, passes, workers)
 
 
 def everything(found):
@@ -55,7 +67,7 @@ def everything(found):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_are_the_activations_of_the_views(files, workers):
     where, views = boundary(), dataset(files)
-    found = cached_features(where, views, [1, 2], workers, CPU)
+    found = look_up(views, where, (1, 2), workers)
     assert found.fresh == 2 * len(files)
     for view, number in enumerate((1, 2)):
         images = np.stack([views[(number, index)][0].numpy() for index in range(len(files))])
@@ -71,7 +83,7 @@ def test_a_second_time_nothing_is_computed_and_nothing_differs(files):
 def test_feature_maps_are_kept_in_half_precision_unless_they_must_be_exact(files):
     where = boundary(stages=5)
     halves, exact = features(files, where), features(files, where.exact())
-    assert halves.rows.shards[0].dtype == np.float16
+    assert halves.rows.shards[0]["row"].dtype == np.float16
     for half, whole in zip(everything(halves), everything(exact), strict=True):
         assert half.dtype == whole.dtype == np.float32
         assert half.shape[1:] == where.shape
@@ -97,7 +109,10 @@ def test_a_changed_image_is_one_row_to_compute_and_a_moved_one_none(files):
         {"where": boundary(seed=1)},
         {"where": boundary(width=0.5)},
         {"where": boundary(stages=5)},
-        {"where": boundary().exact() if boundary().dtype == "float16" else boundary(stages=6)},
+        {"where": replace(boundary(), network={"title": "another part"})},
+        {"preprocess": replace(SMALL, resize=40)},
+        {"preprocess": replace(SMALL, mean=(0.4, 0.5, 0.5))},
+        {"preprocess": replace(SMALL, background=(0, 0, 0))},
     ],
 )
 def test_whatever_changes_the_rows_makes_them_new(files, other):
@@ -108,14 +123,14 @@ def test_whatever_changes_the_rows_makes_them_new(files, other):
 
 def test_what_was_computed_before_an_interruption_is_not_computed_again(files, monkeypatch):
     where = boundary()
-    monkeypatch.setattr(extract, "SHARD", 8 * where.row_bytes)
+    monkeypatch.setattr(extract, "SHARD", 8 * (where.row_bytes + 32))
 
     def interrupt(done, total):
         if done >= 16:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_features(where, dataset(files), [1], 0, CPU, interrupt)
+        look_up(dataset(files), where, [1], on_progress=interrupt)
     assert features(files, passes=[1]).fresh == len(files) - 16
 
 
@@ -123,27 +138,65 @@ def test_an_image_that_became_unreadable_stops_it_and_the_rest_is_kept(files):
     views = dataset(files)
     files[-1].write_text("no image")
     with pytest.raises(DataError, match="not an image"):
-        cached_features(boundary(), views, [1], 0, CPU)
+        look_up(views, passes=[1])
     rest = features(files[:16], passes=[1])
     assert rest.fresh == 0
 
 
-def test_rows_without_their_keys_are_not_there_yet(files):
-    found = features(files)
-    for path in found.folder.glob("*.keys.npy"):
-        path.unlink()
-    assert features(files).fresh == found.fresh
+def test_an_image_that_is_another_one_by_now_is_refused_and_not_kept(files):
+    views = dataset(files)
+    before = files[0].read_bytes()
+    files[0].write_bytes(files[1].read_bytes())
+    with pytest.raises(DataError, match="not the file any more"):
+        look_up(views, passes=[1])
+    files[0].write_bytes(before)
+    assert features(files, passes=[1]).fresh > 0
 
 
-@pytest.mark.parametrize("kind", ["rows", "keys"])
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00", b"nothing of the kind" * 100])
-def test_a_damaged_shard_is_computed_again(files, kind, damage):
+def shard_of(found):
+    [path] = found.folder.glob("*.npy")
+    return path
+
+
+def test_a_shard_is_computed_again_after_a_change_of_any_byte_of_its_header(files):
+    where, views = boundary(), dataset(files[:2])
+    path = shard_of(look_up(views, where, [1]))
+    content = path.read_bytes()
+    for at in range(128):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        assert not len(open_rows(path.parent, Wanted(where, views, [1]).record).keys), at
+        assert not path.exists()
+    assert look_up(views, where, [1]).fresh == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: b"nothing of the kind" * 100,
+    ],
+)
+def test_a_damaged_shard_is_computed_again(files, damage):
     found = features(files)
-    for path in found.folder.glob(f"*.{kind}.npy"):
-        path.write_bytes(damage)
+    path = shard_of(found)
+    path.write_bytes(damage(path.read_bytes()))
     again = features(files)
     assert again.fresh == found.fresh
-    assert all(map(np.array_equal, everything(features(files)), everything(again)))
+    assert all(map(np.array_equal, everything(found), everything(again)))
+    assert features(files).fresh == 0
+
+
+def test_a_shard_of_rows_of_another_shape_is_not_used(files):
+    found, where = features(files), boundary()
+    record = record_type((7,), where.dtype)
+    shard = np.zeros(len(found.rows.keys), record)
+    shard["key"] = found.rows.keys
+    shard_of(found).unlink()
+    write_shard(found.folder, shard)
+    assert features(files).fresh == found.fresh
 
 
 def test_a_pickle_in_a_shard_is_not_run(files, tmp_path):
@@ -154,14 +207,50 @@ def test_a_pickle_in_a_shard_is_not_run(files, tmp_path):
             return os.mkdir, (str(marker),)
 
     found = features(files)
-    for path in found.folder.glob("*.npy"):
-        np.save(path, np.asarray([Payload()], dtype=object), allow_pickle=True)
+    np.save(shard_of(found), np.asarray([Payload()], dtype=object), allow_pickle=True)
     assert features(files).fresh == found.fresh
     assert not marker.exists()
 
 
+def test_many_small_shards_keep_no_files_open(files):
+    where = boundary()
+    for count in range(2, 14):
+        features(files[:count], where, passes=[1])
+    found = features(files[:13], where, passes=[1])
+    assert len(found.rows.shards) == 12
+    open_files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    assert not [path for path in open_files if path.suffix == ".npy"]
+
+
+def test_clearing_while_it_is_computed_costs_only_time(files, monkeypatch):
+    where = boundary()
+    monkeypatch.setattr(extract, "SHARD", 8 * (where.row_bytes + 32))
+    cleared = []
+
+    def clear_once(done, total):
+        if done == 16 and not cleared:
+            cleared.append(clear_cache())
+
+    found = look_up(dataset(files), where, [1], on_progress=clear_once)
+    assert cleared[0] > 0
+    assert np.array_equal(
+        found.take(0, np.arange(24)), features(files, where, [1]).take(0, np.arange(24))
+    )
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(files):
+    folder = features(files).folder
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (folder / f".about.json.{dead.pid}.tmp").touch()
+    (folder / f".about.json.{os.getppid()}.tmp").touch()
+    features(files)
+    assert [path.name for path in folder.glob(".*")] == [f".about.json.{os.getppid()}.tmp"]
+
+
 def test_stores_that_were_used_longest_ago_make_room_for_new_ones(files, monkeypatch):
     first = features(files, passes=[1])
+    expected = everything(first)
     second = features(files, passes=[1], where=boundary(seed=1))
     os.utime(first.folder, (1, 1))
     size = sum(folder.size for folder in cache_folders())
@@ -169,7 +258,27 @@ def test_stores_that_were_used_longest_ago_make_room_for_new_ones(files, monkeyp
     features(files, passes=[1], where=boundary(seed=2))
     assert not first.folder.exists()
     assert second.folder.exists()
-    assert everything(first)  # what is mapped can be read on
+    # What was read goes on being there.
+    assert all(map(np.array_equal, everything(first), expected))
+
+
+def test_all_that_one_run_wants_is_kept_together(files, monkeypatch):
+    where, other = boundary(), boundary(seed=1)
+    wanted = [Wanted(where, dataset(files), [1]), Wanted(other, dataset(files), [1])]
+    size = sum(one.keys.size * one.record.itemsize for one in wanted)
+    monkeypatch.setenv("MNET_CACHE_GB", str(1.2 * size / 1e9))
+    for _ in range(2):
+        found = cached_features(wanted, 0, CPU)
+    assert [one.fresh for one in found] == [0, 0]
+
+
+def test_a_store_that_has_grown_with_other_seeds_is_emptied_when_room_is_needed(files, monkeypatch):
+    size = len(files) * Wanted(boundary(), dataset(files), [1]).record.itemsize
+    monkeypatch.setenv("MNET_CACHE_GB", str(2.5 * size / 1e9))
+    for seed in range(5):
+        assert features(files, passes=[1], seed=seed).fresh == len(files)
+    assert features(files, passes=[1], seed=4).fresh == 0
+    assert sum(folder.size for folder in cache_folders()) < 2.5 * size
 
 
 def test_features_larger_than_the_cache_are_refused_and_cost_no_other_store(files, monkeypatch):
@@ -180,7 +289,7 @@ def test_features_larger_than_the_cache_are_refused_and_cost_no_other_store(file
     assert first.folder.exists()
 
 
-@pytest.mark.parametrize("size", ["much", "nan", "inf"])
+@pytest.mark.parametrize("size", ["much", "nan", "inf", "0", "-1", ""])
 def test_a_cap_that_is_no_number_is_refused(files, monkeypatch, size):
     monkeypatch.setenv("MNET_CACHE_GB", size)
     with pytest.raises(UsageError, match="MNET_CACHE_GB"):
@@ -191,7 +300,7 @@ def test_an_unwritable_cache_folder_is_the_machines_fault(files, monkeypatch):
     views = dataset(files)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/no-folder")
     with pytest.raises(MachineError, match="cached_views=0"):
-        cached_features(boundary(), views, [1], 0, CPU)
+        look_up(views, passes=[1])
 
 
 def test_the_cache_lists_its_stores_and_is_cleared(files):
@@ -203,6 +312,9 @@ def test_the_cache_lists_its_stores_and_is_cleared(files):
     assert folder.path.is_relative_to(platformdirs.user_cache_path("mnet"))
     assert folder.about["network"]["title"] == "a part"
     assert folder.size > found.fresh * boundary().row_bytes
-    assert clear_cache() == folder.size
+    broken = folder.path / "about.json"
+    broken.write_text("[" * 100_000)
+    assert cache_folders()[0].about == {}
+    assert clear_cache() > found.fresh * boundary().row_bytes
     assert cache_folders() == []
     assert features(files).fresh == found.fresh

@@ -243,6 +243,11 @@ def test_very_many_problems_are_cut_to_a_screen():
             "data.cached_views",
             "nothing is frozen",
         ),
+        (
+            section("data", "cached_views: 4") + "train: {epochs: 3}",
+            "data.cached_views",
+            "train.epochs: 3",
+        ),
         (section("model", "reduced_tail: true"), "model.reduced_tail", "model.arch: mobilenet_v2"),
         (
             section("model", "reduced_tail: true").replace("_v2", "_v3_large"),

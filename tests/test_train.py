@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnet_cli.checkpoint import load_checkpoint
-from mnet_cli.errors import DataError, RecipeError, RefusedError
+from mnet_cli.errors import DataError, MachineError, RecipeError, RefusedError
 from mnet_cli.evaluate import evaluate
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
@@ -283,7 +283,7 @@ def test_scores_of_a_cached_run_are_those_of_its_checkpoint(tiny_recipe):
 @pytest.mark.parametrize(
     ("overrides", "views"),
     [
-        (("model.freeze=features",), 3),
+        (("model.freeze=features",), 3),  # four, but for the number of epochs
         (("model.freeze=features", "data.cached_views=2"), 2),
         (("model.freeze=features", "data.augment=none"), 1),
         (("model.freeze=features", "train.mixup=0.2"), None),
@@ -315,7 +315,7 @@ def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
 
 def test_the_more_images_the_fewer_views(tiny_recipe, tmp_path, draw_photos):
     used = []
-    for count in (60, 180, 250):
+    for count in (60, 170, 250):
         root = draw_photos(tmp_path / str(count), train=count, val=2)
         recipe = (*FROZEN, "model.freeze=features", "data.image_size=32", f"data.root={root}")
         used.append(trained(tiny_recipe, *recipe)[1].caches[0].views)
@@ -329,3 +329,39 @@ def test_a_balanced_sampler_learns_from_the_cache_too(tiny_recipe):
         for views in (3, 0)
     }
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME=/dev/null/no", "MNET_CACHE_GB=0.0000001"])
+def test_without_room_for_a_cache_auto_trains_without_and_a_number_is_refused(
+    tiny_recipe, monkeypatch, variable
+):
+    monkeypatch.setenv(*variable.split("="))
+    recipe = (*FROZEN, "model.freeze=features")
+    notes = []
+    job = prepared(tiny_recipe, *recipe)
+    result = fit(job, on_phase=lambda supply: notes.append(supply.note))
+    assert result.caches == []
+    assert len(result.rows) == 3
+    assert "without the cache: " in notes[0]
+    with pytest.raises(MachineError):
+        trained(tiny_recipe, *recipe, "data.cached_views=2")
+
+
+def test_a_number_of_views_where_the_first_layer_learns_is_refused(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"data\.cached_views"):
+        prepared(tiny_recipe, *FROZEN, "model.freeze=['features.5']", "data.cached_views=2")
+
+
+def test_without_augmentation_all_seeds_find_the_same_rows(tiny_recipe):
+    recipe = (*FROZEN, "model.freeze=features", "data.augment=none")
+    fresh = [trained(tiny_recipe, *recipe, f"train.seed={s}")[1].caches[0].fresh for s in (1, 2)]
+    assert fresh == [36, 0]
+
+
+def test_the_moving_average_is_kept_under_the_models_names(tiny_recipe):
+    job, _ = trained(tiny_recipe, *FROZEN, "model.freeze=features", "train.ema=0.9")
+    last = read_tensors(job.run / "last.pt")
+    assert last["ema"]["updates"] == last["step"]
+    assert list(last["ema"]["state_dict"]) == ["classifier.1.weight", "classifier.1.bias"]
+    best = load_checkpoint(job.run).state_dict
+    assert not torch.equal(last["state_dict"]["classifier.1.weight"], best["classifier.1.weight"])

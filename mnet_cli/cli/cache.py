@@ -24,7 +24,7 @@ def show_cache() -> None:
                 "folder": folder.path.name,
                 "bytes": folder.size,
                 "used": _time(folder.used),
-                **folder.about,
+                "about": folder.about,
             }
             for folder in folders
         ],

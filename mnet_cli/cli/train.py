@@ -13,7 +13,7 @@ from mnet_cli.cli.options import DeviceOption, OverrideOption
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import WeightsAccount
-    from mnet_cli.train import CacheUse, Fit, Job
+    from mnet_cli.train import CacheUse, Fit, Job, Supply
 
 HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
 
@@ -54,10 +54,12 @@ def train(
         job = training.prepare_job(resolved, data, chosen, out, on_progress)
     _show_account(job.account)
 
-    def on_phase(cache: "CacheUse | None") -> None:
+    def on_phase(supply: "Supply") -> None:
         _show_stages(stage_table(job.model))
-        if cache:
-            console.note(_cache_line(cache))
+        if supply.note:
+            console.note(f"note: {supply.note}")
+        if supply.cache:
+            console.note(_cache_line(supply.cache))
         console.note(HEADER)
 
     total = sum(phase.epochs for phase in resolved.phases)

@@ -21,6 +21,8 @@ POLICIES = {  # what follows the random crop and flip, by its name in torchvisio
     "trivialaugment": ("TrivialAugmentWide",),
 }
 
+PIXELS = 1  # raised with every change that gives a view other pixels
+
 View = Callable[[Photograph], Tensor]
 
 
@@ -45,8 +47,7 @@ def build_view(preprocess: Preprocess, augmentation: Augmentation) -> View:
     """Build the function that turns a photograph into a view (3, S, S), float32.
 
     Randomness comes from torch's global generator: seed it before each call. A random crop
-    of a JPEG that is much larger than S is decoded at a half or a quarter of its size, which
-    changes a view's pixels by less than 2 of 255 levels on average.
+    of a JPEG that is much larger than S is decoded at a half or a quarter of its size.
 
     Args:
         preprocess: Says the size, the interpolation and the normalisation.
@@ -87,9 +88,9 @@ def _random_view(
     width, height = photograph.size
     # The crop is drawn from the size alone, so that it can say how small to decode.
     box = crop.make_params([torch.empty(1).expand(3, height, width)])
-    times = times_smaller(min(box["height"], box["width"]) / preprocess.image_size)
-    image = photograph.decode(times)
-    if times == 1:
+    surplus = min(box["height"], box["width"]) / preprocess.image_size
+    image = photograph.decode(times_smaller(surplus))
+    if image.size == photograph.size:
         image = crop.transform(image, box)
     else:
         side, resampling = preprocess.image_size, RESAMPLING[preprocess.interpolation]

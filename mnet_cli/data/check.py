@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from mnet_cli.text import readable
 DIGEST = hashlib.sha256().digest_size  # bytes
 TOGETHER = 500  # images; a check that was killed loses no more than these
 
+Stamp = tuple[str, int, int, int]
 Outcome = tuple[bytes, str]  # the digest of the bytes, and the fault if there is one
 
 
@@ -41,7 +42,7 @@ def check_images(
 ) -> Checked:
     """Decode and hash every file once, in parallel; unchanged files are taken as remembered.
 
-    The outcome is kept by path, size and modification time in the user's cache folder,
+    The outcome is kept by path, size and times of change in the user's cache folder,
     never beside the images. If that folder cannot be written, nothing is remembered.
 
     Args:
@@ -56,8 +57,8 @@ def check_images(
                 checked.sha256[index] = np.frombuffer(sha256, np.uint8)
                 if fault:
                     checked.faults[index] = fault
-            if on_progress:
-                on_progress(start + len(some), len(paths))
+                if on_progress:
+                    on_progress(index + 1, len(paths))
     return checked
 
 
@@ -72,14 +73,19 @@ def same_bytes(sha256: NDArray[np.uint8]) -> list[list[int]]:
 
 def _outcomes(
     paths: Sequence[Path], memory: sqlite3.Connection, pool: ThreadPoolExecutor
-) -> list[Outcome]:
+) -> Iterator[Outcome]:
     """Remembered outcomes and, for the other paths, fresh ones, which are then remembered."""
     stamps = [_stamp(path) for path in paths]
-    outcomes = [_recall(memory, stamp) for stamp in stamps]
-    unknown = [index for index, outcome in enumerate(outcomes) if outcome is None]
-    fresh = dict(zip(unknown, pool.map(_check, (paths[index] for index in unknown)), strict=True))
-    _remember(memory, [(*stamp, *fresh[i]) for i in unknown if (stamp := stamps[i])])
-    return [outcome or fresh[index] for index, outcome in enumerate(outcomes)]
+    known = [_recall(memory, stamp) for stamp in stamps]
+    unknown = [path for path, outcome in zip(paths, known, strict=True) if outcome is None]
+    fresh, news = pool.map(_check, unknown), []
+    for stamp, outcome in zip(stamps, known, strict=True):
+        if outcome is None:
+            outcome = next(fresh)
+            if stamp:
+                news.append((*stamp, *outcome))
+        yield outcome
+    _remember(memory, news)
 
 
 def _check(path: Path) -> Outcome:
@@ -93,31 +99,42 @@ def _check(path: Path) -> Outcome:
     return sha256, ""
 
 
-def _stamp(path: Path) -> tuple[str, int, int] | None:
-    """What must be unchanged for a remembered outcome to hold: path, size and mtime."""
+def _stamp(path: Path) -> Stamp | None:
+    """What must be unchanged for a remembered outcome to hold.
+
+    The time of the last change of any kind is among it: a copy that keeps the time of
+    modification could have replaced a file of the same size.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return readable(str(path.absolute())), status.st_size, status.st_mtime_ns
+    return readable(str(path.absolute())), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _recall(memory: sqlite3.Connection, stamp: tuple[str, int, int] | None) -> Outcome | None:
+def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
     if stamp is None:
         return None
-    query = "SELECT sha256, fault FROM checked WHERE path = ? AND size = ? AND mtime_ns = ?"
+    query = (
+        "SELECT sha256, fault FROM stamped"
+        " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"
+    )
     try:
         row = memory.execute(query, stamp).fetchone()
     except sqlite3.Error:
         return None
-    whole = row and isinstance(row[0], bytes) and len(row[0]) == DIGEST
-    return (row[0], str(row[1])) if whole else None
+    if row is None or not isinstance(row[0], bytes) or not isinstance(row[1], str):
+        return None
+    sha256, fault = row
+    return (sha256, fault) if len(sha256) == DIGEST and (any(sha256) or fault) else None
 
 
-def _remember(memory: sqlite3.Connection, rows: list[tuple[str, int, int, bytes, str]]) -> None:
+def _remember(
+    memory: sqlite3.Connection, rows: list[tuple[str, int, int, int, bytes, str]]
+) -> None:
     """Keep outcomes; a database that is locked, full or read-only costs only the memory."""
     with suppress(sqlite3.Error), memory:
-        memory.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?)", rows)
+        memory.executemany("INSERT OR REPLACE INTO stamped VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
 def _open_memory() -> sqlite3.Connection:
@@ -131,7 +148,8 @@ def _open_memory() -> sqlite3.Connection:
 
 def _with_table(memory: sqlite3.Connection) -> sqlite3.Connection:
     memory.execute(
-        "CREATE TABLE IF NOT EXISTS checked"
-        " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, sha256 BLOB, fault TEXT)"
+        "CREATE TABLE IF NOT EXISTS stamped"
+        " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,"
+        " sha256 BLOB, fault TEXT)"
     )
     return memory

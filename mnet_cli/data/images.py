@@ -13,7 +13,7 @@ from mnet_cli.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb does not
-SPARE = 1.5  # a JPEG decoded smaller keeps so many times the pixels that are needed
+SPARE = 2  # a JPEG decoded smaller keeps so many times the pixels that are needed
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
 
@@ -74,36 +74,25 @@ class Photograph:
         size: Width and height in pixels, upright.
 
     Raises:
-        DataError: Not an image in a supported format, larger than `MAX_PIXELS`, or thinner
-            than `MAX_ASPECT`.
+        DataError: Not an image in a supported format, larger than `MAX_PIXELS`, thinner than
+            `MAX_ASPECT`, or, unless it is a JPEG, damaged.
     """
 
     def __init__(
         self, content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
     ) -> None:
         self.content, self.where, self.background = content, where, background
-        self._decoded: tuple[int, Image.Image] | None = None
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            _refuse_extreme(image.size, where)
+            # Only a JPEG can be decoded smaller, so only there it pays to wait.
+            self._shrinks = image.format in ("JPEG", "MPO")
+            turned = self._shrinks and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            self._decoded = (1, None if self._shrinks else self._upright(image))
         except BROKEN as error:
             raise _damaged(content, where, error) from error
+        width, height = self._decoded[1].size if self._decoded[1] else image.size
         self.size = (height, width) if turned else (width, height)
-        if width * height > MAX_PIXELS:
-            raise DataError(
-                where,
-                f"{width}x{height} pixels",
-                f"at most {MAX_PIXELS:,} pixels were expected",
-                "Scale the image down",
-            )
-        if max(self.size) > MAX_ASPECT * min(self.size):
-            raise DataError(
-                where,
-                f"{width}x{height} pixels",
-                f"sides within a ratio of {MAX_ASPECT} were expected",
-                "Crop the image",
-            )
 
     def decode(self, times: int = 1) -> Image.Image:
         """Decode to upright RGB pixels; asked for the same again, they are there.
@@ -115,16 +104,21 @@ class Photograph:
         Raises:
             DataError: Truncated, damaged, or in floating point.
         """
-        if self._decoded is None or self._decoded[0] != times:
+        times = times if self._shrinks else 1
+        pixels = self._decoded[1] if self._decoded[0] == times else None
+        if pixels is None:
             try:
                 image: Image.Image = Image.open(io.BytesIO(self.content), formats=FORMATS)
                 if times > 1:  # libjpeg leaves out the finer frequencies of each block
                     image.draft(None, (image.width // times, image.height // times))
-                image = ImageOps.exif_transpose(image)
-                self._decoded = times, _to_rgb(image, self.where, self.background)
+                pixels = self._upright(image)
             except BROKEN as error:
                 raise _damaged(self.content, self.where, error) from error
-        return self._decoded[1]
+            self._decoded = (times, pixels)
+        return pixels
+
+    def _upright(self, image: Image.Image) -> Image.Image:
+        return _to_rgb(ImageOps.exif_transpose(image), self.where, self.background)
 
 
 def times_smaller(surplus: float) -> int:
@@ -157,6 +151,24 @@ def open_photograph(path: Path, background: tuple[int, int, int]) -> Photograph:
         DataError: The file is missing, unreadable, not a regular file, or no usable image.
     """
     return Photograph(read_bytes(path), str(path), background)
+
+
+def _refuse_extreme(size: tuple[int, int], where: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            where,
+            f"{width}x{height} pixels",
+            f"at most {MAX_PIXELS:,} pixels were expected",
+            "Scale the image down",
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise DataError(
+            where,
+            f"{width}x{height} pixels",
+            f"sides within a ratio of {MAX_ASPECT} were expected",
+            "Crop the image",
+        )
 
 
 def _damaged(content: bytes, where: str, error: BaseException) -> DataError:

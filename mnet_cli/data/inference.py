@@ -35,7 +35,7 @@ def outputs_of(
         forward: Images (N, 3, S, S) to outputs (N, …); called from several threads.
         batch_size: Images that a thread decodes and passes on together.
         fast_decode: Decode JPEGs that are much larger than needed at a half or a quarter of
-            their size; pixels differ by less than 2 of 255 levels on average.
+            their size.
 
     Yields:
         A path and the network's output for it, or the error of an image that cannot be used.

@@ -1,5 +1,6 @@
 """Batches for training, the same for any number of workers."""
 
+import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -90,7 +91,15 @@ class ViewDataset(Dataset[Sample]):
         """Open a photograph, once for all its views if they come one after the other."""
         if self._last is None or self._last[0] != index:
             path, background = self.paths[index], self.preprocess.background
-            self._last = index, open_photograph(path, background)
+            photograph = open_photograph(path, background)
+            if hashlib.sha256(photograph.content).digest() != self.sha256[index].tobytes():
+                raise DataError(
+                    str(path),
+                    "not the file any more that was checked before training",
+                    "data that stays as it is was expected",
+                    "Start again",
+                )
+            self._last = index, photograph
         return self._last[1]
 
 

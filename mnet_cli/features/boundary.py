@@ -33,6 +33,11 @@ class Boundary:
     network: Mapping[str, Any]
 
     @property
+    def is_map(self) -> bool:
+        """Whether the activations are feature maps, so that convolutions lie above them."""
+        return len(self.shape) > 1
+
+    @property
     def row_bytes(self) -> int:
         """Bytes that the activations of one view take."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import platformdirs
 
+from mnet_cli.atomic import remove_leftovers
 from mnet_cli.errors import MachineError, UsageError
 from mnet_cli.features.store import FORMAT
 from mnet_cli.run_directory import write_json
@@ -46,22 +47,29 @@ def cache_cap() -> int:
     """The most bytes that the cache may hold.
 
     Raises:
-        UsageError: `MNET_CACHE_GB` is not a number.
+        UsageError: `MNET_CACHE_GB` is not a positive number.
     """
     text = os.environ.get(CAP_VARIABLE, str(CAP_GB))
     try:
-        return int(float(text) * 1e9)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(CAP_VARIABLE, f'"{text}"', "a number of gigabytes was expected") from error
+        cap = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        cap = 0
+    if cap <= 0:
+        raise UsageError(CAP_VARIABLE, f'"{text}"', "a number of gigabytes above 0 was expected")
+    return cap
 
 
 def cache_folders() -> list[CachedFolder]:
     """All stores, the one that was used last first."""
-    found = []
-    with suppress(FileNotFoundError):
-        for path in cache_root().iterdir():
+    root, found = cache_root(), []
+    try:
+        for path in root.iterdir():
             with suppress(OSError):
                 found.append(CachedFolder(path, _about(path), _size(path), path.stat().st_mtime))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _refused(root, "listed", error) from error
     return sorted(found, key=lambda folder: -folder.used)
 
 
@@ -79,40 +87,52 @@ def open_folder(about: Mapping[str, Any]) -> Path:
     folder = cache_root() / hashlib.sha256(described.encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         if not (folder / ABOUT).exists():
             write_json(folder / ABOUT, content)
         os.utime(folder)
     except OSError as error:
-        raise MachineError(
-            str(folder),
-            f"cannot be made ({error.strerror or error})",
-            "a writable cache folder was expected",
-            "Train without the cache: --set data.cached_views=0",
-        ) from error
+        raise _refused(folder, "made", error) from error
     return folder
 
 
-def make_room(folder: Path, needed: int) -> bool:
-    """Remove the stores that were used longest ago until `needed` bytes more fit below the cap.
+def make_room(folders: Sequence[Path], needed: int, in_all: int) -> None:
+    """Remove the stores that were used longest ago until `needed` bytes more fit.
+
+    Where the stores in `folders` themselves hold too much of what is not wanted now, such as
+    rows of other seeds, they are emptied.
 
     Args:
-        folder: The store that will grow; it stays.
-        needed: Bytes.
+        folders: The stores that will grow.
+        needed: Bytes by which they will.
+        in_all: Bytes of all that is wanted of them, there or not.
 
-    Returns:
-        Whether they fit. If not, nothing was removed.
+    Raises:
+        MachineError: It is more than the cache may hold or the disk has; nothing was removed.
     """
-    others = [other for other in cache_folders() if other.path != folder]
-    room = cache_cap() - _size(folder) - needed
-    if room < 0:
-        return False
-    held = sum(other.size for other in others)
-    while held > room:
-        oldest = others.pop()
-        # A process that reads it goes on: what is mapped stays until it is let go.
-        shutil.rmtree(oldest.path, ignore_errors=True)
-        held -= oldest.size
-    return True
+    stores = cache_folders()
+    cap, free = cache_cap(), shutil.disk_usage(cache_root()).free
+    if in_all > min(cap, free + sum(store.size for store in stores)):
+        raise MachineError(
+            str(cache_root()),
+            f"{_megabytes(in_all)} of features, {_megabytes(free)} free",
+            f"the cache may hold {_megabytes(cap)}",
+            f"Free some space, raise {CAP_VARIABLE}, lower data.cached_views or set it to 0",
+        )
+    others = [store for store in stores if store.path not in folders]
+    own = [store for store in stores if store.path in folders]
+    held = sum(store.size for store in stores)
+    while others and (held + needed > cap or needed > free):
+        held, free = _remove(others.pop(), held, free)
+    if held + needed > cap:
+        for store in own:
+            held, free = _remove(store, held, free)
+
+
+def _remove(store: CachedFolder, held: int, free: int) -> tuple[int, int]:
+    """Remove a store; a process that reads it goes on, for what it has mapped stays."""
+    shutil.rmtree(store.path, ignore_errors=True)
+    return held - store.size, free + store.size
 
 
 def clear_cache() -> int:
@@ -128,11 +148,7 @@ def clear_cache() -> int:
         except FileNotFoundError:  # another process removed it
             continue
         except OSError as error:
-            raise MachineError(
-                str(folder.path),
-                f"cannot be removed ({error.strerror or error})",
-                "a writable cache folder was expected",
-            ) from error
+            raise _refused(folder.path, "removed", error) from error
         freed += folder.size
     return freed
 
@@ -141,7 +157,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """What a folder says of itself; nothing if it has lost its description."""
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -152,3 +168,16 @@ def _size(folder: Path) -> int:
         with suppress(OSError):
             size += path.stat().st_size
     return size
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _refused(path: Path, what: str, error: OSError) -> MachineError:
+    return MachineError(
+        str(path),
+        f"cannot be {what} ({error.strerror or error})",
+        "a writable cache folder was expected",
+        "Train without the cache: --set data.cached_views=0",
+    )

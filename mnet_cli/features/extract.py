@@ -1,22 +1,65 @@
 """From photographs to rows of the cache, through the frozen part of a network."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mnet_cli.data.augment import PIXELS
 from mnet_cli.data.loaders import KeyBatches, ViewDataset, loaded, view_loader
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary
-from mnet_cli.features.cache import cache_cap, make_room, open_folder
-from mnet_cli.features.store import Rows, open_rows, row_keys, write_shard
+from mnet_cli.features.cache import make_room, open_folder
+from mnet_cli.features.store import Keys, Rows, open_rows, record_type, row_keys, write_shard
 from mnet_cli.machine import BATCH
 
-SHARD = 16_000_000  # bytes; a kill loses no more than these
+SHARD = 32_000_000  # bytes; a kill loses no more than these
+ATTEMPTS = 4  # to find all rows there: another process may clear the cache meanwhile
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Activations that are wanted.
+
+    Attributes:
+        boundary: The frozen part.
+        views: The N images, and how a view of them is made.
+        numbers: Which V views of each.
+    """
+
+    boundary: Boundary
+    views: ViewDataset
+    numbers: Sequence[int]
+
+    @property
+    def record(self) -> np.dtype[np.void]:
+        """The type of the store's records."""
+        return record_type(self.boundary.shape, self.boundary.dtype)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of all views (V, N)."""
+        views = self.views
+        return np.stack([row_keys(views.sha256, views.seed, number) for number in self.numbers])
+
+    def folder(self) -> Path:
+        """The folder of their store, marked as used now."""
+        return open_folder(
+            {
+                "network": self.boundary.network,
+                "shape": list(self.boundary.shape),
+                "dtype": self.boundary.dtype,
+                "row_bytes": self.boundary.row_bytes,
+                "preprocess": self.views.preprocess.to_dict(),
+                "augmentation": asdict(self.views.augmentation),
+                "pixels": PIXELS,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -41,101 +84,100 @@ class Features:
 
 
 def cached_features(
-    boundary: Boundary,
-    views: ViewDataset,
-    passes: Sequence[int],
+    wanted: Sequence[Wanted],
     workers: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Features:
-    """Find the activations of every image's views in the cache, and compute those that lack.
+    on_progress: Progress | None = None,
+) -> list[Features]:
+    """Find activations in the cache, and compute those that lack.
 
     What was computed stays when this is interrupted, up to the last `SHARD` bytes.
 
     Args:
-        boundary: The frozen part.
-        views: The images and how a view of them is made.
-        passes: The numbers of the views.
+        wanted: All that one phase of training needs.
         workers: Processes that compute; 0 computes in this one.
         device: Where the frozen part runs.
         on_progress: Called with (done, total) views that had to be computed.
 
     Raises:
-        DataError: An image has become unreadable.
-        MachineError: The cache cannot be written, or is too small for these features.
+        DataError: An image has become unreadable or another one.
+        MachineError: The cache cannot be written, or is too small for all that is wanted.
     """
-    folder = open_folder(
-        {
-            "network": boundary.network,
-            "shape": boundary.shape,
-            "dtype": boundary.dtype,
-            "row_bytes": boundary.row_bytes,
-            "preprocess": views.preprocess.to_dict(),
-            "augmentation": asdict(views.augmentation),
-        }
+    found = [_look_up(one) for one in wanted]
+    lacking = [int((one.index < 0).sum()) for one in found]
+    if any(lacking):
+        needed = sum(n * one.record.itemsize for n, one in zip(lacking, wanted, strict=True))
+        in_all = sum(one.keys.size * one.record.itemsize for one in wanted)
+        make_room([one.folder for one in found], needed, in_all)
+    return [
+        _complete(one, there, workers, device, on_progress)
+        for one, there in zip(wanted, found, strict=True)
+    ]
+
+
+def _look_up(wanted: Wanted) -> Features:
+    folder, keys = wanted.folder(), wanted.keys
+    rows = open_rows(folder, wanted.record)
+    return Features(rows, rows.find(keys.ravel()).reshape(keys.shape), 0, folder)
+
+
+def _complete(
+    wanted: Wanted,
+    found: Features,
+    workers: int,
+    device: torch.device,
+    on_progress: Progress | None,
+) -> Features:
+    """Compute what lacks, and again what has gone by the time it is read."""
+    fresh = int((found.index < 0).sum())
+    for _ in range(ATTEMPTS):
+        lacking = np.argwhere(found.index.T < 0)  # image, place of the view's number
+        if not len(lacking):
+            return replace(found, fresh=fresh)
+        _compute(wanted, lacking, found.folder, workers, device, on_progress)
+        found = _look_up(wanted)
+    raise MachineError(
+        str(found.folder),
+        "features go as soon as they are computed",
+        "a cache folder that nobody clears meanwhile was expected",
+        "Train again",
     )
-    keys = np.stack([row_keys(views.sha256, views.seed, number) for number in passes])  # (V, N)
-    rows = open_rows(folder)
-    lacking = np.argwhere((rows.find(keys.ravel()) < 0).reshape(keys.shape).T)  # image, view
-    if len(lacking):
-        _require_room(folder, len(lacking) * boundary.row_bytes)
-        wanted = np.stack([np.asarray(passes)[lacking[:, 1]], lacking[:, 0]], axis=1)
-        names = keys[lacking[:, 1], lacking[:, 0]]
-        _compute(boundary, views, wanted, names, folder, workers, device, on_progress)
-        rows = open_rows(folder)
-    index = rows.find(keys.ravel()).reshape(keys.shape)
-    if (index < 0).any():
-        raise MachineError(
-            str(folder),
-            "features are gone that were computed just now",
-            "a cache folder that nobody clears meanwhile was expected",
-            "Train again",
-        )
-    return Features(rows, index, len(lacking), folder)
 
 
 def _compute(
-    boundary: Boundary,
-    views: ViewDataset,
-    wanted: NDArray[np.int64],
-    names: NDArray[np.void],
+    wanted: Wanted,
+    lacking: NDArray[np.int64],
     folder: Path,
     workers: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
 ) -> None:
-    """Compute the wanted (pass, index) pairs (N, 2) and write them under their names (N,)."""
+    """Compute the pairs of image and view in `lacking` (n, 2) and write them as shards."""
+    images, places = lacking.T
+    numbers = np.asarray(wanted.numbers)[places]
+    boundary = wanted.boundary
     # On a CPU each worker takes its images through the network too, and sends on what is small.
     in_workers = device.type == "cpu"
     loader = view_loader(
-        views,
-        KeyBatches(wanted, BATCH),
+        wanted.views,
+        KeyBatches(np.stack([numbers, images], axis=1), BATCH),
         workers,
         device,
         transform=boundary.forward if in_workers else None,
     )
-    done = 0
-    held: list[NDArray[Any]] = []
-    rows_a_shard = max(1, SHARD // boundary.row_bytes)
+    shard = np.empty(min(len(lacking), max(1, SHARD // wanted.record.itemsize)), wanted.record)
+    keys, done, held = wanted.keys[places, images], 0, 0
     try:
         for outputs, _ in loaded(loader):
             rows = outputs.numpy() if in_workers else boundary.forward(outputs.numpy())
-            held.extend(rows.astype(boundary.dtype))
-            while len(held) >= rows_a_shard:
-                write_shard(folder, names[done : done + rows_a_shard], held[:rows_a_shard])
-                done, held = done + rows_a_shard, held[rows_a_shard:]
+            for row in rows:
+                shard[held] = keys[done], row
+                done, held = done + 1, held + 1
+                if held == len(shard):
+                    write_shard(folder, shard)
+                    held = 0
             if on_progress:
-                on_progress(done + len(held), len(wanted))
+                on_progress(done, len(lacking))
     finally:
         if held:
-            write_shard(folder, names[done : done + len(held)], held)
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    if not make_room(folder, needed):
-        raise MachineError(
-            str(folder),
-            f"{needed / 1e9:.1f} GB of features",
-            f"the cache may hold {cache_cap() / 1e9:g} GB",
-            "Raise it with MNET_CACHE_GB, lower data.cached_views, or set it to 0",
-        )
+            write_shard(folder, shard[:held])

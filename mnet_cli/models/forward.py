@@ -55,6 +55,7 @@ class OnnxForward:
     def __init__(self, model: bytes) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # the caller's cache and stderr are no place for it
         self.model = model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

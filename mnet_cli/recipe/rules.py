@@ -55,7 +55,7 @@ def _cannot_be_cached(key: str) -> Rule:
 
 def _nothing_is_frozen(views: object, freeze: object, phases: Sequence[object] | None) -> bool:
     specs = [p.get("freeze") for p in phases if isinstance(p, dict)] if phases else [freeze]
-    return views not in ("auto", 0) and all(spec == "none" for spec in specs)
+    return views not in ("auto", 0) and bool(specs) and all(spec == "none" for spec in specs)
 
 
 def _needs_published_width(row: str) -> Rule:
@@ -110,6 +110,13 @@ RULES = (
         "{0} with data.augment: none",
         "without augmentation all views of an image are the same",
         "Remove it, or set data.augment: crop_flip",
+    ),
+    Rule(
+        ("data.cached_views", "train.epochs", "train.phases"),
+        lambda views, epochs, phases: not phases and views != "auto" and views > epochs,
+        "{0} with train.epochs: {1}",
+        "an epoch takes one view of each image, so the rest would never be seen",
+        "Lower it, or raise train.epochs",
     ),
     Rule(
         ("data.cached_views", "model.freeze", "train.phases"),

@@ -98,8 +98,8 @@ class Data(Section):
     cached_views: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] = Field(
         "auto",
         description="Random views of each image whose frozen activations are computed once and "
-        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes "
-        "evaluation's view and, with few images, one or two random ones; with mixup or cutmix 0.",
+        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 1 to "
+        "4, the fewer the more images there are, and 0 with mixup or cutmix.",
     )
     skip_bad: bool = Field(
         False, description="Leave unreadable images out and list them, instead of stopping."

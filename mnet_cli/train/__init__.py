@@ -3,6 +3,15 @@
 from mnet_cli.train.loop import Fit, fit
 from mnet_cli.train.setup import Job, prepare_data, prepare_job
 from mnet_cli.train.summary import write_results
-from mnet_cli.train.supply import CacheUse
+from mnet_cli.train.supply import CacheUse, Supply
 
-__all__ = ["CacheUse", "Fit", "Job", "fit", "prepare_data", "prepare_job", "write_results"]
+__all__ = [
+    "CacheUse",
+    "Fit",
+    "Job",
+    "Supply",
+    "fit",
+    "prepare_data",
+    "prepare_job",
+    "write_results",
+]

@@ -51,7 +51,7 @@ class Fit:
         caches: What each phase that used the cache took from it.
         frozen: Number of frozen tensors that were watched.
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
-        seconds: From the first step to the end.
+        seconds: From the start to the end, features that had to be computed included.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -80,7 +80,7 @@ def fit(
     job: Job,
     *,
     on_features: Callable[[int, int], None] = lambda done, total: None,
-    on_phase: Callable[[CacheUse | None], None] = lambda cache: None,
+    on_phase: Callable[[Supply], None] = lambda supply: None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> Fit:
@@ -89,7 +89,7 @@ def fit(
     Args:
         job: Recipe, model, data, device and run directory.
         on_features: Called with (done, total) while the frozen part's features are computed.
-        on_phase: Called when a phase is ready to start, with what it took from the cache.
+        on_phase: Called when a phase is ready to start, with what it learns from.
         on_batch: Called with (batches done, batches of the epoch).
         on_epoch: Called with the epoch's row.
 
@@ -112,7 +112,7 @@ def fit(
         before = frozen_fingerprint(model)
         epochs = range(len(result.rows) + 1, len(result.rows) + phase.epochs + 1)
         supply = build_supply(job, batches, epochs, on_features)
-        on_phase(supply.cache)
+        on_phase(supply)
         if supply.cache:
             result.caches.append(supply.cache)
         learner = build_learner(job, phase, supply.module, len(batches))
@@ -218,7 +218,7 @@ def train_epoch(
             learner.ema.update_parameters(learner.module)
         on_batch(len(losses))
     # One look at the losses an epoch: a look at each step would wait for the GPU each time.
-    values = torch.stack(losses).double().cpu()
+    values = torch.stack(losses).cpu().double()
     if not values.isfinite().all():
         first = int((~values.isfinite()).nonzero()[0])
         raise RefusedError(
@@ -283,12 +283,20 @@ def as_checkpoint(
     )
 
 
+def ema_state(model: nn.Module, ema: AveragedModel) -> dict[str, Any]:
+    """The averaged tensors under the model's names, and how often they were averaged."""
+    averaged = full_state(model, ema.module)
+    learning = list(averaged)[len(averaged) - len(ema.module.state_dict()) :]
+    state = {name: averaged[name].contiguous() for name in learning}
+    return {"updates": int(ema.n_averaged), "state_dict": state}
+
+
 def save_last(job: Job, learner: Learner, evaluation: Evaluation, epoch: int, step: int) -> None:
     """Write `last.pt`, the state of training after `epoch`."""
     training = {
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
-        "ema": learner.ema.state_dict() if learner.ema else None,
+        "ema": ema_state(job.model, learner.ema) if learner.ema else None,
         "epoch": epoch,
         "step": step,
         "seed": job.recipe.train.seed,

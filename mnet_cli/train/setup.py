@@ -13,9 +13,9 @@ from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
-from mnet_cli.errors import DataError, MnetError
+from mnet_cli.errors import DataError, MnetError, RecipeError
 from mnet_cli.machine import cores
-from mnet_cli.models.freeze import frozen_parameters
+from mnet_cli.models.freeze import freeze, split_frozen
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, WeightsAccount, find_weights, load_matching
@@ -55,15 +55,17 @@ class Job:
         workers = self.recipe.data.workers
         return min(8, cores()) if workers == "auto" else workers
 
-    def random_views(self) -> ViewDataset:
+    def train_views(self) -> ViewDataset:
         """The training images as the recipe augments them."""
         data = self.recipe.data
+        if data.augment == "none":
+            return self._views("train", Augmentation(), seed=0)
         augmentation = Augmentation(data.augment, data.crop_scale_min, data.random_erasing)
         return self._views("train", augmentation, self.recipe.train.seed)
 
-    def plain_views(self, split: str) -> ViewDataset:
-        """The images of `split` as evaluation sees them."""
-        return self._views(split, Augmentation(), seed=0)
+    def val_views(self) -> ViewDataset:
+        """The validation images as evaluation sees them."""
+        return self._views("val", Augmentation(), seed=0)
 
     def _views(self, split: str, augmentation: Augmentation, seed: int) -> ViewDataset:
         samples, files = self.data.splits[split], self.data.files(split)
@@ -167,8 +169,7 @@ def prepare_job(
         RecipeError, WeightsError, MachineError, UsageError: See the parts.
     """
     model, model_args, preprocess, account = prepare_model(recipe, data.class_names, on_progress)
-    for phase in recipe.phases:
-        frozen_parameters(model, phase.freeze)  # a wrong name is found now, not epochs later
+    _check_phases(recipe, model)
     return Job(
         recipe=recipe,
         data=data,
@@ -179,6 +180,21 @@ def prepare_job(
         device=device,
         run=prepare_run(recipe, data, out),
     )
+
+
+def _check_phases(recipe: Recipe, model: nn.Module) -> None:
+    """Find a wrong name or a cache without use now, not epochs later."""
+    fronts = []
+    for phase in recipe.phases:
+        freeze(model, phase.freeze)
+        fronts.append(len(split_frozen(model)[0]))
+    if recipe.data.cached_views not in ("auto", 0) and not any(fronts):
+        raise RecipeError(
+            "data.cached_views",
+            f"{recipe.data.cached_views}, but something learns in the network's first layer",
+            "only what lies below all that learns can be computed once",
+            "Remove it, or freeze features[:N]",
+        )
 
 
 def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
@@ -199,7 +215,7 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
         file.write(dump_recipe(recipe))
     names = {str(index): name for index, name in enumerate(data.class_names)}
     write_json(run / "class_indices.json", names)
-    write_csv(run / "split.csv", ("path", "class", "split", "sha256"), list(data.manifest()))
+    write_csv(run / "split.csv", ("path", "class", "split", "sha256"), data.manifest())
     if data.skipped:
         skipped = [{"path": path, "fault": fault} for path, fault in data.skipped]
         write_csv(run / "skipped.csv", ("path", "fault"), skipped)

@@ -1,17 +1,18 @@
 """What the learning part of a network learns from: images, or features at the frozen boundary."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.data.loaders import EpochBatches, ViewDataset, loaded, view_loader
+from mnet_cli.data.loaders import EpochBatches, loaded, view_loader
+from mnet_cli.errors import MachineError
 from mnet_cli.evaluate import Evaluation, evaluate, score
 from mnet_cli.features.boundary import Boundary, find_boundary
-from mnet_cli.features.extract import Features, cached_features
+from mnet_cli.features.extract import Features, Wanted, cached_features
 from mnet_cli.machine import BATCH, cores
 from mnet_cli.models.forward import Forward, compile_forward
 from mnet_cli.models.freeze import split_frozen
@@ -19,11 +20,9 @@ from mnet_cli.train.setup import Job, Progress
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
-# `cached_views: auto` takes about so many views in all, up to MOST_VIEWS an image, the first of
-# them evaluation's own: alone it teaches more than one random view does, and with two random
-# ones as much as eight.
-VIEWS_IN_ALL, MOST_VIEWS = 1000, 3
-PLAIN = 0  # the number of evaluation's view; those of random views are counted from 1
+# `cached_views: auto` takes about VIEWS_IN_ALL views, but no more than MOST_VIEWS an image, and
+# as many as that where more than the classifier learns.
+VIEWS_IN_ALL, MOST_VIEWS = 1000, 4
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,14 @@ class Supply:
         batches: Gives an epoch's inputs of `module` (N, …) and labels (N,).
         evaluate: Scores `module`, or a copy of it, on the validation images.
         cache: What came from the cache; None where it is not used.
+        note: Why it is not, where that is a surprise.
     """
 
     module: nn.Module
     batches: Callable[[], Batches]
     evaluate: Callable[[nn.Module], Evaluation]
     cache: CacheUse | None = None
+    note: str = ""
 
 
 def build_supply(
@@ -77,32 +78,38 @@ def build_supply(
         DataError, MachineError: As `cached_features` does.
     """
     front, rest = split_frozen(job.model)
+    cached_views = job.recipe.data.cached_views
     mixing = job.recipe.train.mixup or job.recipe.train.cutmix
     if not len(front) or mixing:  # images are mixed before they enter the network
         return _from_images(job, batches)
-    if cycle := views_in_turn(job):
-        view_of = {epoch: cycle[(epoch - 1) % len(cycle)] for epoch in epochs}
-        return _from_cache(job, batches, view_of, front, rest, on_features)
-    if job.device.type == "cpu":
-        return _from_workers(job, batches, front, rest)
-    return _from_images(job, batches)
+    note = ""
+    if cached_views:
+        try:
+            return _from_cache(job, batches, epochs, front, rest, on_features)
+        except MachineError as error:
+            if cached_views != "auto":
+                raise
+            note = f"without the cache: {error}"
+    # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
+    live = _from_workers if job.device.type == "cpu" else _from_images
+    return replace(live(job, batches), note=note)
 
 
-def views_in_turn(job: Job) -> list[int]:
-    """The numbers of the views that the epochs take turns with; none where the cache is off."""
+def count_views(job: Job, boundary: Boundary) -> int:
+    """How many views of each training image are kept."""
     data = job.recipe.data
-    if data.cached_views != "auto":
-        random = list(range(1, data.cached_views + 1))
-        return random if data.augment != "none" else random and [PLAIN]
     if data.augment == "none":
-        return [PLAIN]
-    images = len(job.data.splits["train"])
-    return list(range(PLAIN, max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / images)))))
+        return 1
+    if data.cached_views != "auto":
+        return data.cached_views
+    if boundary.is_map:
+        return MOST_VIEWS
+    return max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / len(job.data.splits["train"]))))
 
 
 def _from_images(job: Job, batches: EpochBatches) -> Supply:
     """Every epoch takes new views through the whole network."""
-    loader = view_loader(job.random_views(), batches, job.workers, job.device)
+    loader = view_loader(job.train_views(), batches, job.workers, job.device)
     return Supply(
         job.model,
         batches=lambda: loaded(loader),
@@ -110,10 +117,11 @@ def _from_images(job: Job, batches: EpochBatches) -> Supply:
     )
 
 
-def _from_workers(job: Job, batches: EpochBatches, front: nn.Module, rest: nn.Module) -> Supply:
+def _from_workers(job: Job, batches: EpochBatches) -> Supply:
     """Every epoch takes new views through the frozen part, in the workers, without gradients."""
+    front, rest = split_frozen(job.model)
     below = compile_forward(front, job.device)
-    loader = view_loader(job.random_views(), batches, job.workers, job.device, below)
+    loader = view_loader(job.train_views(), batches, job.workers, job.device, below)
 
     def evaluate_rest(module: nn.Module) -> Evaluation:
         above = compile_forward(module, job.device, None)
@@ -125,36 +133,33 @@ def _from_workers(job: Job, batches: EpochBatches, front: nn.Module, rest: nn.Mo
 def _from_cache(
     job: Job,
     batches: EpochBatches,
-    view_of: Mapping[int, int],
+    epochs: range,
     front: nn.Sequential,
     rest: nn.Module,
     on_features: Progress | None,
 ) -> Supply:
-    """Each view goes through the frozen part once; `view_of` gives an epoch's view."""
+    """Views go through the frozen part once, and epochs take turns with them."""
     boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
-
-    def features(views: ViewDataset, numbers: Sequence[int], where: Boundary) -> Features:
-        return cached_features(where, views, numbers, job.workers, job.device, on_features)
-
-    used = set(view_of.values())
-    every: list[Features] = []
-    rows: dict[int, tuple[Features, int]] = {}  # of each view's number: where its rows are
-    for views, numbers in (
-        (job.plain_views("train"), used & {PLAIN}),
-        (job.random_views(), used - {PLAIN}),
-    ):
-        if numbers:
-            every.append(found := features(views, sorted(numbers), boundary))
-            rows |= {number: (found, place) for place, number in enumerate(sorted(numbers))}
-    # What is scored is exact: it is never rounded to half precision.
-    every.append(val := features(job.plain_views("val"), [PLAIN], boundary.exact()))
+    views = count_views(job, boundary)
+    view_of = {epoch: (epoch - 1) % views + 1 for epoch in epochs}
+    numbers = sorted(set(view_of.values()))
+    train, val = cached_features(
+        [
+            Wanted(boundary, job.train_views(), numbers),
+            # What is scored is exact: it is never rounded to half precision.
+            Wanted(boundary.exact(), job.val_views(), [1]),
+        ],
+        job.workers,
+        job.device,
+        on_features,
+    )
     labels = torch.as_tensor(job.data.splits["train"].labels)
 
     def epoch_batches() -> Batches:
-        found, place = rows[view_of[batches.epoch]]
+        view = numbers.index(view_of[batches.epoch])
         for keys in batches:
             images = np.asarray([index for _, index in keys])
-            yield torch.from_numpy(found.take(place, images)), labels[images]
+            yield torch.from_numpy(train.take(view, images)), labels[images]
 
     return Supply(
         rest,
@@ -162,9 +167,9 @@ def _from_cache(
         evaluate=lambda module: _evaluate_features(job, module, val),
         cache=CacheUse(
             boundary=boundary.network["title"],
-            views=len(used),
-            rows=sum(found.index.size for found in every),
-            fresh=sum(found.fresh for found in every),
+            views=len(numbers),
+            rows=train.index.size + val.index.size,
+            fresh=train.fresh + val.fresh,
             row_bytes=boundary.row_bytes,
         ),
     )
@@ -173,14 +178,23 @@ def _from_cache(
 def _title(job: Job, front: nn.Sequential) -> str:
     """The frozen part's name: `mobilenet_v2 features[:14]`."""
     stages = len(list(job.model.get_submodule("features").children()))
-    inner = f"[:{len(front)}]" if len(front) < stages else ""
-    return f"{job.recipe.model.arch} features{inner}"
+    if len(front) < stages:
+        inner = f"features[:{len(front)}]"
+    else:
+        layers = len(front) - stages - 2  # besides the pool and the flattening
+        inner = f"features, classifier[:{layers}]" if layers > 0 else "features"
+    return f"{job.recipe.model.arch} {inner}"
 
 
 def _evaluate_images(job: Job, classify: Forward) -> Evaluation:
     val = job.data.splits["val"]
     return evaluate(
-        classify, job.preprocess, job.data.files("val"), val.labels, job.data.class_names
+        classify,
+        job.preprocess,
+        job.data.files("val"),
+        val.labels,
+        job.data.class_names,
+        batch_size=BATCH if job.device.type == "cpu" else job.recipe.data.batch_size,
     )
 
 
