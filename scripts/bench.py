@@ -54,6 +54,14 @@ class Setting:
         pairs = [part for override in given for part in ("--set", override)]
         return [*MNET, "train", "--recipe", "v2_flowers", *pairs, "--out", str(out), "--json"]
 
+    def classifier(self) -> Path:
+        """A run directory to predict with, trained the first time."""
+        kept = self.scratch / "kept"
+        if not kept.exists():
+            subprocess.run(self.train(), check=True, capture_output=True)
+            (self.scratch / "run").rename(kept)
+        return kept
+
     def peer(self, name: str) -> list[str]:
         """A loop of `peers.py`."""
         return [sys.executable, str(HERE / "peers.py"), name, str(self.root), str(self.weights)]
@@ -97,22 +105,25 @@ CONTENDERS = {  # in the order of a round; `warm` has the cache that `cold` has 
     "tuned": Contender("the classic loop, tuned", lambda s: s.peer("tuned"), "classic"),
     "fastai": Contender("fastai, frozen", lambda s: s.peer("fastai"), "classic", "fastai"),
     "timm": Contender("timm's pipeline", lambda s: s.peer("timm"), "classic", "timm"),
+    "ultralytics": Contender(
+        "Ultralytics, frozen", lambda s: s.peer("ultralytics"), "classic", "ultralytics"
+    ),
     "cold": Contender("mnet train, cold cache", _cold(), "classic"),
     "warm": Contender("mnet train, warm cache", lambda s: s.train(), "classic"),
     "reference": Contender("one unfrozen epoch, torchvision", lambda s: s.peer("unfrozen")),
     "unfrozen": Contender(
         "one unfrozen epoch, mnet",
-        lambda s: s.train("model.freeze=none", "train.epochs=1", "train.optimizer=sgd"),
+        _cold("model.freeze=none", "train.epochs=1", "train.optimizer=sgd"),
         "reference",
     ),
     "partly live": Contender(
-        "features[:14] frozen, no cache", lambda s: s.train(*PARTLY, "data.cached_views=0")
+        "features[:14] frozen, no cache", _cold(*PARTLY, "data.cached_views=0")
     ),
     "partly": Contender("features[:14] frozen, cold cache", _cold(*PARTLY), "partly live"),
     "script": Contender("predict, plain torchvision", lambda s: s.peer("predict")),
     "predict": Contender(
         "mnet predict",
-        lambda s: [*MNET, "predict", "-c", str(s.scratch / "kept"), str(s.root), "--json"],
+        lambda s: [*MNET, "predict", "-c", str(s.classifier()), str(s.root), "--json"],
         "script",
     ),
     "imports": Contender("import torch, torchvision", _imports("torch, torchvision")),
@@ -127,17 +138,17 @@ CONTENDERS = {  # in the order of a round; `warm` has the cache that `cold` has 
 def run(command: list[str], setting: Setting) -> dict[str, Any]:
     """Run a command to its end; its figures, and what it printed last as JSON."""
     environment = os.environ | {"XDG_CACHE_HOME": str(setting.scratch / "cache")}
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, env=environment)
-        assert process.stderr is not None, "a pipe was asked for"
-        errors = process.stderr.read()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         output.seek(0)
-        printed = output.read().decode()
+        errors.seek(0)
+        printed, said = output.read().decode(), errors.read().decode(errors="replace")
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
+        console.note(f"{' '.join(command)} failed:\n{said[-2000:]}")
+        return {}
     return {"wall": wall, "peak_mb": usage.ru_maxrss / 1024, **_result(printed)}
 
 
@@ -145,8 +156,13 @@ def _result(printed: str) -> dict[str, Any]:
     """Images and top-1 from what a contender printed: its own line, or mnet's document."""
     try:
         result = json.loads(printed)
-    except ValueError:  # the lines of `predict`, or a help text
-        return {"images": printed.count('"path"')} if '"path"' in printed else {}
+    except ValueError:  # the lines of `predict`, a help text, or what a peer said before
+        last = printed.splitlines()[-1:] or [""]
+        if not last[0].startswith("{"):
+            return {}
+        return (
+            {"images": len(printed.splitlines())} if '"probs"' in last[0] else json.loads(last[0])
+        )
     if "best" in result:
         trained = result["epochs"] * (result["images"]["train"] + result["images"]["val"])
         return {
@@ -179,11 +195,11 @@ def compare(rounds: int, chosen: list[str], setting: Setting) -> dict[str, list[
     with console.bar("benchmark", unit="run") as on_progress:
         for number in range(rounds):
             for place, name in enumerate(chosen, 1):
-                runs[name].append(run(CONTENDERS[name].command(setting), setting))
-                if name == "cold" and not (setting.scratch / "kept").exists():
-                    shutil.copytree(setting.scratch / "run", setting.scratch / "kept")
+                figures = run(CONTENDERS[name].command(setting), setting)
                 on_progress(number * len(chosen) + place, rounds * len(chosen))
-                console.note(f"{CONTENDERS[name].title}: {runs[name][-1]['wall']:.1f} s")
+                if figures:
+                    runs[name].append(figures)
+                    console.note(f"{CONTENDERS[name].title}: {figures['wall']:.1f} s")
     return dict(runs)
 
 

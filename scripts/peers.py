@@ -65,8 +65,8 @@ def top1(model: nn.Module, val: DataLoader[object]) -> float:
 def classic(root: str, weights: str, epochs: int = 5, *, tuned: bool = False) -> dict[str, float]:
     """The flower tutorial: frozen features, batch 16, Adam 1e-4, the best epoch saved.
 
-    Tuned, it has what torchvision's references and the manual add for speed: channels last,
-    workers that stay, and no gradients where nothing learns.
+    Tuned, it has what torchvision's references and the manual add for speed: channels last, and
+    workers that stay.
     """
     torch.manual_seed(0)
     train = loader(f"{root}/train", TRAIN, 16, train=True)
@@ -124,7 +124,7 @@ def unfrozen(root: str, weights: str, epochs: int = 1) -> dict[str, float]:
             loss.backward()
             optimizer.step()
             loss.item()
-    return {"images": epochs * len(train.dataset), "top1": top1(model, val)}
+    return {"images": epochs * len(train.dataset) + len(val.dataset), "top1": top1(model, val)}
 
 
 def predict(root: str, weights: str) -> dict[str, float]:
@@ -139,7 +139,107 @@ def predict(root: str, weights: str) -> dict[str, float]:
     return {"images": images}
 
 
-PEERS = {"classic": classic, "tuned": tuned, "unfrozen": unfrozen, "predict": predict}
+def timm(root: str, weights: str, epochs: int = 5) -> dict[str, float]:
+    """`classic` with timm's loaders, transforms and optimizer."""
+    from timm.data import create_dataset, create_loader
+    from timm.optim import create_optimizer_v2
+
+    torch.manual_seed(0)
+    workers = min(os.cpu_count() or 1, 8)
+    train, val = (
+        create_loader(
+            create_dataset("", root=f"{root}/{split}"),
+            (3, 224, 224),
+            16,
+            is_training=split == "train",
+            num_workers=workers,
+            use_prefetcher=False,
+            interpolation="bilinear",
+            crop_pct=224 / 256,
+            device=torch.device("cpu"),
+        )
+        for split in ("train", "val")
+    )
+    model = pretrained(weights, len(train.dataset.reader.class_to_idx))
+    for parameter in model.features.parameters():
+        parameter.requires_grad_(False)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.01)
+    best = 0.0
+    for _ in range(epochs):
+        model.train()
+        for images, labels in train:
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        best = max(best, top1(model, val))
+    return {"images": epochs * (len(train.dataset) + len(val.dataset)), "top1": best}
+
+
+def fastai(root: str, weights: str, epochs: int = 5) -> dict[str, float]:
+    """Fastai's vision learner: the body frozen but for its batch norms, one-cycle."""
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        Learner,
+        Normalize,
+        RandomResizedCrop,
+        accuracy,
+        create_head,
+        default_split,
+        imagenet_stats,
+        set_seed,
+    )
+
+    set_seed(0)
+    data = ImageDataLoaders.from_folder(
+        root,
+        train="train",
+        valid="val",
+        item_tfms=RandomResizedCrop(224),
+        batch_tfms=Normalize.from_stats(*imagenet_stats),
+        bs=16,
+        num_workers=min(os.cpu_count() or 1, 8),
+        device=torch.device("cpu"),
+    )
+    body = pretrained(weights, 1000).features
+    network = nn.Sequential(body, create_head(1280, len(data.vocab)))
+    learner = Learner(data, network, splitter=default_split, metrics=accuracy)
+    learner.freeze()
+    with learner.no_bar(), learner.no_logging():
+        learner.fit_one_cycle(epochs, 3e-3)
+    scores = [row[2] for row in learner.recorder.values]
+    return {"images": epochs * (len(data.train_ds) + len(data.valid_ds)), "top1": max(scores)}
+
+
+def ultralytics(root: str, weights: str, epochs: int = 5) -> dict[str, float]:
+    """Ultralytics' nano classifier, its own network and weights from scratch: time alone."""
+    from ultralytics import YOLO
+
+    result = YOLO("yolo11n-cls.yaml").train(
+        data=root,
+        epochs=epochs,
+        imgsz=224,
+        batch=16,
+        freeze=10,
+        device="cpu",
+        workers=min(os.cpu_count() or 1, 8),
+        plots=False,
+        verbose=False,
+        project=os.environ.get("XDG_CACHE_HOME", "."),
+    )
+    counted = sum(len(ImageFolder(f"{root}/{split}")) for split in ("train", "val"))
+    return {"images": epochs * counted, "top1_from_scratch": float(result.top1)}
+
+
+PEERS = {
+    "classic": classic,
+    "tuned": tuned,
+    "timm": timm,
+    "fastai": fastai,
+    "ultralytics": ultralytics,
+    "unfrozen": unfrozen,
+    "predict": predict,
+}
 
 if __name__ == "__main__":
     name, *rest = sys.argv[1:]
