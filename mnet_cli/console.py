@@ -114,8 +114,9 @@ def table(
 
 @contextmanager
 def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr while the block runs; yields `on_progress(done, total)`.
+    """Show a progress bar on stderr; yields `on_progress(done, total)`.
 
+    It appears with the first step, goes with the last, and comes back for another round.
     There is none where stderr is no terminal, with NO_COLOR, or with `--quiet`.
     """
     if settings.quiet or not sys.stderr.isatty() or "NO_COLOR" in os.environ:
@@ -123,16 +124,30 @@ def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]
         return
     from tqdm import tqdm
 
-    scale = unit == "B"
-    with tqdm(desc=title, unit=unit, unit_scale=scale, leave=False, dynamic_ncols=True) as drawn:
+    drawn: tqdm[Any] | None = None
 
-        def advance(done: int, total: int) -> None:
-            if done < drawn.n:
-                drawn.reset()
-            drawn.total = total
-            drawn.update(done - drawn.n)
+    def advance(done: int, total: int) -> None:
+        nonlocal drawn
+        if drawn is None:
+            scale = unit == "B"
+            drawn = tqdm(
+                desc=title,
+                unit=unit,
+                total=total,
+                unit_scale=scale,
+                leave=False,
+                dynamic_ncols=True,
+            )
+        drawn.update(done - drawn.n)
+        if done >= total:
+            drawn.close()
+            drawn = None
 
+    try:
         yield advance
+    finally:
+        if drawn is not None:
+            drawn.close()
 
 
 def _above_bars() -> AbstractContextManager[None]:
