@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnet_cli.checkpoint import load_checkpoint
-from mnet_cli.errors import DataError, MachineError, RecipeError, RefusedError
+from mnet_cli.errors import DataError, MachineError, RecipeError, RefusedError, UsageError
 from mnet_cli.evaluate import evaluate
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
@@ -345,6 +345,15 @@ def test_without_room_for_a_cache_auto_trains_without_and_a_number_is_refused(
     assert "without the cache: " in notes[0]
     with pytest.raises(MachineError):
         trained(tiny_recipe, *recipe, "data.cached_views=2")
+
+
+def test_a_cap_that_is_no_number_is_refused_before_a_run_directory_is_made(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MNET_CACHE_GB", "ten")
+    with pytest.raises(UsageError, match="MNET_CACHE_GB"):
+        prepared(tiny_recipe)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_number_of_views_where_the_first_layer_learns_is_refused(tiny_recipe):

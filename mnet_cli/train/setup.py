@@ -14,6 +14,7 @@ from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
 from mnet_cli.errors import DataError, MnetError, RecipeError
+from mnet_cli.features.cache import cache_cap
 from mnet_cli.machine import cores
 from mnet_cli.models.freeze import freeze, split_frozen
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
@@ -183,7 +184,8 @@ def prepare_job(
 
 
 def _check_phases(recipe: Recipe, model: nn.Module) -> None:
-    """Find a wrong name or a cache without use now, not epochs later."""
+    """Find a wrong name, or a cache without use or size, now, not epochs later."""
+    cache_cap()
     fronts = []
     for phase in recipe.phases:
         freeze(model, phase.freeze)
