@@ -225,6 +225,7 @@ def rows(runs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
             f"{median(one['images'] / one['wall'] for one in runs[name]):,.0f}"
             if "images" in runs[name][0]
             else "",
+            middle(name, "training_rate", ",.0f"),
             middle(name, "peak_mb", ",.0f"),
             middle(name, "top1", ".3f"),
         )
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--json", type=Path, default=Path("bench.json"))
+    parser.add_argument("--json", type=Path, default=Path("runs/bench.json"))
     options = parser.parse_args()
     installed = {
         name
@@ -254,12 +255,12 @@ def main() -> None:
             root = enlarge(root, Path(scratch) / "larger", options.times)
         setting = Setting(root, options.weights.resolve(), Path(scratch))
         runs = compare(options.rounds, chosen, setting)
-    console.table(
-        ("contender", ">seconds", ">ratio", ">images/s", ">peak MB", ">top-1"), rows(runs)
-    )
+    columns = ("seconds", "ratio", "images/s", "in training", "peak MB", "top-1")
+    console.table(("contender", *(f">{column}" for column in columns)), rows(runs))
     for name, value in runs.get("parts", [{}])[-1].items():
         if name not in ("wall", "peak_mb"):
             console.line(f"{name}: {value:,.0f}" if value > 10 else f"{name}: {value:.2f}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         options.json,
         {

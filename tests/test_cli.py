@@ -352,4 +352,5 @@ def test_prediction_needs_no_torch_until_a_checkpoint_is_opened():
         "import sys; import mnet_cli.predict, mnet_cli.evaluate, mnet_cli.runtimes, "
         "mnet_cli.data.dataset; assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == 0, done.stderr

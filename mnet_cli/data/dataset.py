@@ -107,18 +107,9 @@ def open_dataset(
             "one folder of classes was expected",
             "Leave data.val_fraction out",
         )
-    paths = Names(path for images in scanned.values() for path in _below(root, images))
-    checked = check_images(Files(root, paths), on_progress)
-    bad = [(root / paths[index], fault) for index, fault in sorted(checked.faults.items())]
+    splits, bad = _check(root, scanned, on_progress)
     if bad and not skip_bad:
         raise _bad_images(root, bad)
-    labels = np.concatenate([images.labels for images in scanned.values()])
-    good = ~np.isin(np.arange(len(paths)), list(checked.faults))
-    part = np.repeat(np.arange(len(scanned)), [len(images.labels) for images in scanned.values()])
-    everything = Samples(paths, labels, checked.sha256)
-    splits = {
-        split: everything.take(good & (part == number)) for number, split in enumerate(scanned)
-    }
     names = next(iter(scanned.values())).class_names
     if val_fraction is not None:
         splits = _divide(splits["all"], names, val_fraction, seed)
@@ -167,6 +158,22 @@ def take_split(data: DataSet, manifest: Path) -> DataSet:
     new = side_of.count(None)
     notes = [f"{new} images are not in {manifest} and were left out"] if new else []
     return replace(data, splits=splits, notes=(*data.notes, *notes))
+
+
+def _check(
+    root: Path, scanned: dict[str, ImageSet], on_progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, Samples], list[tuple[Path, str]]]:
+    """The usable images of each split, and the bad ones with their faults."""
+    sets = list(scanned.values())
+    paths = Names(path for images in sets for path in _below(root, images))
+    checked = check_images(Files(root, paths), on_progress)
+    everything = Samples(paths, np.concatenate([s.labels for s in sets]), checked.sha256)
+    good = ~np.isin(np.arange(len(paths)), list(checked.faults))
+    part = np.repeat(np.arange(len(sets)), [len(images.labels) for images in sets])
+    splits = {
+        split: everything.take(good & (part == number)) for number, split in enumerate(scanned)
+    }
+    return splits, [(root / paths[i], fault) for i, fault in sorted(checked.faults.items())]
 
 
 def _below(root: Path, images: ImageSet) -> Iterator[str]:

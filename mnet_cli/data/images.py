@@ -118,7 +118,8 @@ class Photograph:
         return pixels
 
     def _upright(self, image: Image.Image) -> Image.Image:
-        return _to_rgb(ImageOps.exif_transpose(image), self.where, self.background)
+        ImageOps.exif_transpose(image, in_place=True)  # by itself it would copy every image
+        return _to_rgb(image, self.where, self.background)
 
 
 def times_smaller(surplus: float) -> int:
@@ -203,4 +204,7 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    if image.mode == "RGB":
+        image.load()
+        return image  # converting would copy it
     return image.convert("RGB")

@@ -31,15 +31,6 @@ class Names(Sequence[str]):
             raise IndexError(index)
         return os.fsdecode(self._content[self._ends[index] : self._ends[index + 1]])
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Names)
-            and self._content == other._content
-            and (np.array_equal(self._ends, other._ends))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
     def take(self, chosen: NDArray[np.bool_]) -> "Names":
         """Those that are chosen, in the same order."""
         return Names(self[index] for index in np.flatnonzero(chosen).tolist())

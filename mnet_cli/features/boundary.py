@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnet_cli.models.forward import Forward, compile_forward
+from mnet_cli.models.forward import Forward, OnnxForward, compile_forward
 from mnet_cli.models.onnx_graph import to_onnx
 
 LIBRARIES = ("onnxruntime", "pillow", "torch", "torchvision")  # other versions, other last bits
@@ -56,7 +56,8 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
         image_size: Side S of the images that it will get, in pixels.
         device: Where it runs.
     """
-    forward = compile_forward(front, device)
+    graph = to_onnx(front)
+    forward = OnnxForward(graph) if device.type == "cpu" else compile_forward(front, device)
     shape = forward(np.zeros((1, 3, image_size, image_size), np.float32)).shape[1:]
     return Boundary(
         forward,
@@ -65,7 +66,7 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
         network={
             "title": title,
             # The graph holds architecture, boundary and weights, and nothing else.
-            "sha256": hashlib.sha256(to_onnx(front)).hexdigest(),
+            "sha256": hashlib.sha256(graph).hexdigest(),
             "device": device.type,
             "libraries": {name: version(name) for name in LIBRARIES},
         },

@@ -107,7 +107,9 @@ def cached_features(
     lacking = [int((one.index < 0).sum()) for one in found]
     if any(lacking):
         needed = sum(n * one.record.itemsize for n, one in zip(lacking, wanted, strict=True))
-        in_all = sum(one.keys.size * one.record.itemsize for one in wanted)
+        in_all = sum(
+            there.index.size * one.record.itemsize for there, one in zip(found, wanted, strict=True)
+        )
         make_room([one.folder for one in found], needed, in_all)
     return [
         _complete(one, there, workers, device, on_progress)

@@ -90,7 +90,7 @@ def open_rows(folder: Path, records: np.dtype[np.void]) -> Rows:
 
 
 def _open_shard(path: Path, records: np.dtype[np.void]) -> Records | None:
-    """The records of a shard; None if it is gone or not what its name says."""
+    """The records of a shard; None if it cannot be read, or is removed as not what it was."""
     try:
         shard: Records = np.lib.format.open_memmap(path, mode="r")
         if shard.dtype == records and shard.ndim == 1 and _name(shard) == path.stem:
@@ -104,8 +104,9 @@ def _open_shard(path: Path, records: np.dtype[np.void]) -> Records | None:
                 "room for more open files and mappings was expected",
                 "Raise ulimit -n, or mnet cache clear",
             ) from error
+        return None
     except Exception:
-        pass
+        pass  # numpy meets a damaged header with a dozen kinds of error; all mean the same here
     with suppress(OSError):
         path.unlink()
     return None
@@ -139,4 +140,4 @@ def _name(records: Records) -> str:
 
 
 def _bytes(records: Records) -> memoryview:
-    return records.view(np.uint8).data if len(records) else memoryview(b"")
+    return records.view(np.uint8).data

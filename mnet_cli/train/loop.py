@@ -252,14 +252,14 @@ def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: in
     )
 
 
-def full_state(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
-    """The state of `model` with the tensors of `module`, its last part or a copy of that.
+def state_of_part(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `module`, the last part of `model` or a copy of it, by the model's names.
 
-    The part's tensors have names of its own, but come in the same order.
+    The part has names of its own, but its tensors come in the same order.
     """
-    state, part = model.state_dict(), module.state_dict()
-    names = list(state)[len(state) - len(part) :]
-    return state | dict(zip(names, part.values(), strict=True))
+    names, part = list(model.state_dict()), module.state_dict()
+    tensors = [tensor.contiguous() for tensor in part.values()]
+    return dict(zip(names[len(names) - len(part) :], tensors, strict=True))
 
 
 def as_checkpoint(
@@ -270,7 +270,7 @@ def as_checkpoint(
     training: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Put the model, with `module` as its learning part, and its scores into a checkpoint."""
-    state = full_state(job.model, module)
+    state = job.model.state_dict() | state_of_part(job.model, module)
     return Checkpoint(
         arch=job.recipe.model.arch,
         model_args=job.model_args,
@@ -283,20 +283,17 @@ def as_checkpoint(
     )
 
 
-def ema_state(model: nn.Module, ema: AveragedModel) -> dict[str, Any]:
-    """The averaged tensors under the model's names, and how often they were averaged."""
-    averaged = full_state(model, ema.module)
-    learning = list(averaged)[len(averaged) - len(ema.module.state_dict()) :]
-    state = {name: averaged[name].contiguous() for name in learning}
-    return {"updates": int(ema.n_averaged), "state_dict": state}
-
-
 def save_last(job: Job, learner: Learner, evaluation: Evaluation, epoch: int, step: int) -> None:
     """Write `last.pt`, the state of training after `epoch`."""
+    ema = learner.ema
     training = {
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
-        "ema": ema_state(job.model, learner.ema) if learner.ema else None,
+        "ema": ema
+        and {
+            "updates": int(ema.n_averaged),
+            "state_dict": state_of_part(job.model, ema.module),
+        },
         "epoch": epoch,
         "step": step,
         "seed": job.recipe.train.seed,
