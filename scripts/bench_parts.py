@@ -24,7 +24,7 @@ from torchvision import transforms
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.check import check_images
 from mnet_cli.data.images import open_photograph, read_image, times_smaller
-from mnet_cli.data.loaders import KeyBatches, ViewDataset, loaded, view_loader
+from mnet_cli.data.loaders import ViewDataset, key_batches, load_views
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.data.scan import scan_classes
 from mnet_cli.features.boundary import find_boundary
@@ -64,10 +64,10 @@ def parts_of(root: Path, weights: Path, scratch: Path) -> dict[str, Callable[[],
 
     def decode() -> int:
         keys = np.stack([np.ones(len(paths), np.int64), np.arange(len(paths))], axis=1)
-        loader = view_loader(
-            views(), KeyBatches(keys, BATCH), cores(), CPU, transform=lambda x: x[:, 0, 0, :1]
+        batches = load_views(
+            views(), key_batches(keys, BATCH), cores(), CPU, transform=lambda x: x[:, 0, 0, :1]
         )
-        return sum(len(batch) for batch, _ in loaded(loader))
+        return sum(len(batch) for batch, _ in batches)
 
     def forward() -> int:
         with ThreadPoolExecutor(cores()) as pool:

@@ -9,11 +9,10 @@ from mnet_cli.data.check import check_images
 from mnet_cli.data.images import read_image
 from mnet_cli.data.loaders import (
     EpochBatches,
-    KeyBatches,
     ViewDataset,
-    loaded,
+    key_batches,
+    load_views,
     seed_of,
-    view_loader,
 )
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
@@ -31,8 +30,7 @@ def views(photos, workers: int, epoch: int, policy: str = "crop_flip", transform
     paths = sorted((photos / "train").rglob("*.jpg"))
     images = dataset(paths, Augmentation(policy, 0.2, 0.5))
     batches = EpochBatches(images.labels, 5, seed=3)
-    batches.epoch = epoch
-    return list(loaded(view_loader(images, batches, workers, CPU, transform)))
+    return list(load_views(images, batches.keys(epoch), workers, CPU, transform))
 
 
 @pytest.mark.parametrize("policy", ["crop_flip", "trivialaugment", "randaugment"])
@@ -52,16 +50,17 @@ def test_another_epoch_gives_other_views_in_another_order(photos):
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 10, 11, 14, 16])
 def test_every_sample_comes_once_and_no_batch_of_one(count):
     batches = EpochBatches(np.zeros(count, int), 5, seed=0)
-    sizes = [len(batch) for batch in batches]
+    keys = list(batches.keys(1))
+    sizes = [len(batch) for batch in keys]
     assert len(batches) == len(sizes)
-    assert sorted(index for batch in batches for _, index in batch) == list(range(count))
+    assert sorted(index for batch in keys for _, index in batch) == list(range(count))
     assert min(sizes) > 1 or count == 1
 
 
 def test_balanced_order_draws_every_class_about_equally():
     labels = np.repeat([0, 1], [900, 100])
     batches = EpochBatches(labels, 32, seed=0, balanced=True)
-    drawn = Counter(labels[index] for batch in batches for _, index in batch)
+    drawn = Counter(labels[index] for batch in batches.keys(1) for _, index in batch)
     assert 400 < drawn[1] < 600
     assert sum(drawn.values()) == 1000
 
@@ -84,9 +83,9 @@ def test_an_image_that_went_bad_is_the_same_error_for_any_number_of_workers(
 ):
     paths = [*sorted((photos / "val").rglob("*.jpg"))[:3], tmp_path / "gone.jpg"]
     images = dataset(paths, Augmentation())
-    loader = view_loader(images, EpochBatches(images.labels, 2, 0), workers, CPU)
+    keys = EpochBatches(images.labels, 2, 0).keys(1)
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read"):
-        list(loaded(loader))
+        list(load_views(images, keys, workers, CPU))
 
 
 def test_a_view_depends_on_the_photograph_and_not_on_its_neighbours(photos):
@@ -110,6 +109,4 @@ def test_a_transform_takes_each_batch_where_it_is_loaded(photos, workers):
 
 def test_given_keys_come_in_their_order():
     keys = np.asarray([(1, 5), (2, 5), (1, 0)])
-    batches = KeyBatches(keys, 2)
-    assert list(batches) == [[(1, 5), (2, 5)], [(1, 0)]]
-    assert len(batches) == 2
+    assert list(key_batches(keys, 2)) == [[(1, 5), (2, 5)], [(1, 0)]]

@@ -1,5 +1,6 @@
 """The command line: thin commands, and the one place where errors become exit codes."""
 
+import gc
 import signal
 import sys
 import traceback
@@ -21,13 +22,18 @@ class Terminated(BaseException):
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
+    # Imports make hundreds of thousands of objects that stay. To search them for garbage again
+    # and again takes half a second with torch, and as much once more at the exit.
+    gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, _raise_terminated)
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
     # No file name and no terminal's encoding may stop a command half-way.
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Random views for training, built from the evaluation's `Preprocess`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -63,14 +63,9 @@ def build_view(preprocess: Preprocess, augmentation: Augmentation) -> View:
         scale=(augmentation.crop_scale_min, 1.0),
         interpolation=InterpolationMode(preprocess.interpolation),
     )
-    change = v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            *(getattr(v2, name)() for name in POLICIES[augmentation.policy]),
-        ]
-    )
-    erase = v2.RandomErasing(augmentation.random_erasing)
-    return partial(_random_view, preprocess, crop, change, erase)
+    changes = [getattr(v2, name)() for name in POLICIES[augmentation.policy]]
+    erase = [v2.RandomErasing(augmentation.random_erasing)] if augmentation.random_erasing else []
+    return partial(_random_view, preprocess, crop, changes, erase)
 
 
 def _evaluation_view(preprocess: Preprocess, photograph: Photograph) -> Tensor:
@@ -80,8 +75,8 @@ def _evaluation_view(preprocess: Preprocess, photograph: Photograph) -> Tensor:
 def _random_view(
     preprocess: Preprocess,
     crop: "v2.RandomResizedCrop",
-    change: Callable[[Image.Image], Image.Image],
-    erase: Callable[[Tensor], Tensor],
+    changes: Sequence[Callable[[Image.Image], Image.Image]],
+    erase: Sequence[Callable[[Tensor], Tensor]],
     photograph: Photograph,
 ) -> Tensor:
     """Change the pixels at 8 bits, make numbers of them last; erased is the mean colour, 0."""
@@ -95,7 +90,14 @@ def _random_view(
     else:
         side, resampling = preprocess.image_size, RESAMPLING[preprocess.interpolation]
         image = image.resize((side, side), resampling, _edges(box, photograph.size, image.size))
-    return erase(torch.from_numpy(to_normalized(change(image), preprocess)))
+    if torch.rand(1) < 0.5:  # the library's flip leaves its image to the garbage collector
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for change in changes:
+        image = change(image)
+    view = torch.from_numpy(to_normalized(image, preprocess))
+    for change_view in erase:
+        view = change_view(view)
+    return view
 
 
 def _edges(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mnet_cli.data.augment import Augmentation, View, build_view
 from mnet_cli.data.images import Photograph, open_photograph
@@ -37,7 +37,7 @@ def seed_torch(seed: int, device: torch.device = CPU) -> None:
 
 
 Sample = tuple[torch.Tensor, int] | DataError
-Batch = tuple[torch.Tensor, torch.Tensor] | DataError
+Batch = tuple[torch.Tensor, torch.Tensor]
 Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -103,8 +103,8 @@ class ViewDataset(Dataset[Sample]):
         return self._last[1]
 
 
-class EpochBatches(Sampler[list[Key]]):
-    """The batches of an epoch, shuffled from (seed, epoch); set `epoch` before iterating.
+class EpochBatches:
+    """The batches of each epoch, shuffled from (seed, epoch).
 
     A last batch of one is joined to the one before it: batch norm cannot learn from one.
 
@@ -118,7 +118,6 @@ class EpochBatches(Sampler[list[Key]]):
     def __init__(
         self, labels: NDArray[np.int64], batch_size: int, seed: int, *, balanced: bool = False
     ) -> None:
-        self.epoch = 0
         self.batch_size, self.seed = batch_size, seed
         self.count = len(labels)
         classes = torch.as_tensor(labels)
@@ -128,8 +127,9 @@ class EpochBatches(Sampler[list[Key]]):
         whole, rest = divmod(self.count, self.batch_size)
         return max(1, whole + (rest > 1))
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+    def keys(self, epoch: int) -> Iterator[list[Key]]:
+        """The keys of the batches of `epoch`, `len(self)` of them."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         if self.weights is None:
             order = torch.randperm(self.count, generator=generator)
         else:
@@ -138,71 +138,54 @@ class EpochBatches(Sampler[list[Key]]):
         for batch in range(len(self)):
             end = (batch + 1) * self.batch_size if batch < last else self.count
             indices = order[batch * self.batch_size : end]
-            yield [(self.epoch, index) for index in indices.tolist()]
+            yield [(epoch, index) for index in indices.tolist()]
 
 
-class KeyBatches(Sampler[list[Key]]):
-    """Given keys, some at a time, in their order.
-
-    Args:
-        keys: Pairs of pass and index (N, 2).
-        batch_size: Samples a batch.
-    """
-
-    def __init__(self, keys: NDArray[np.int64], batch_size: int) -> None:
-        self.keys, self.batch_size = keys, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.keys) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.keys), self.batch_size):
-            batch = self.keys[start : start + self.batch_size].tolist()
-            yield [(number, index) for number, index in batch]
+def key_batches(keys: NDArray[np.int64], batch_size: int) -> Iterator[list[Key]]:
+    """Divide keys (N, 2), pairs of pass and index, into batches in their order."""
+    for start in range(0, len(keys), batch_size):
+        yield [(number, index) for number, index in keys[start : start + batch_size].tolist()]
 
 
-def view_loader(
+def load_views(
     views: ViewDataset,
-    batches: Sampler[list[Key]],
+    batches: Iterable[list[Key]],
     workers: int,
     device: torch.device,
     transform: Transform | None = None,
-) -> DataLoader[Batch]:
-    """Load `batches` of `views`; read them with `loaded`.
+) -> Iterator[Batch]:
+    """Yield `batches` of `views`: images (N, 3, S, S), or what they became, and labels (N,) int64.
+
+    The workers live until the last batch; they work ahead by two batches each.
 
     Args:
         views: The images.
-        batches: The keys of each batch.
+        batches: The keys of each batch, of many epochs if need be.
         workers: Processes that load; 0 loads in this one.
         device: Where the batches will be used.
         transform: Takes the images (N, 3, S, S) of a batch to what is loaded in their place;
             runs in the workers.
+
+    Raises:
+        DataError: An image has become unreadable since it was checked.
     """
     _ = views.view  # built before the workers start, which inherit it and what it imports
-    return DataLoader(
+    # Without `persistent_workers`: those wait for each other for seconds when they end.
+    loader: DataLoader[Batch | DataError] = DataLoader(
         views,  # type: ignore[arg-type]  # `_collate` turns samples into batches
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(_collate, transform=transform),
         worker_init_fn=_leave_interrupts,
-        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
-
-
-def loaded(loader: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the loader's batches: images (N, 3, S, S) or what they became, labels (N,) int64.
-
-    Raises:
-        DataError: An image has become unreadable since it was checked.
-    """
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
         yield batch
 
 
-def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch:
+def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch | DataError:
     for sample in samples:
         if isinstance(sample, DataError):
             return sample

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.data.augment import PIXELS
-from mnet_cli.data.loaders import KeyBatches, ViewDataset, loaded, view_loader
+from mnet_cli.data.loaders import ViewDataset, key_batches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary
 from mnet_cli.features.cache import make_room, open_folder
@@ -160,9 +160,9 @@ def _compute(
     boundary = wanted.boundary
     # On a CPU each worker takes its images through the network too, and sends on what is small.
     in_workers = device.type == "cpu"
-    loader = view_loader(
+    batches = load_views(
         wanted.views,
-        KeyBatches(np.stack([numbers, images], axis=1), BATCH),
+        key_batches(np.stack([numbers, images], axis=1), BATCH),
         workers,
         device,
         transform=boundary.forward if in_workers else None,
@@ -170,7 +170,7 @@ def _compute(
     shard = np.empty(min(len(lacking), max(1, SHARD // wanted.record.itemsize)), wanted.record)
     keys, done, held = wanted.keys[places, images], 0, 0
     try:
-        for outputs, _ in loaded(loader):
+        for outputs, _ in batches:
             rows = outputs.numpy() if in_workers else boundary.forward(outputs.numpy())
             for row in rows:
                 shard[held] = keys[done], row

@@ -115,10 +115,9 @@ def fit(
         on_phase(supply)
         if supply.cache:
             result.caches.append(supply.cache)
-        learner = build_learner(job, phase, supply.module, len(batches))
+        learner = build_learner(job, phase, supply.module, supply.steps)
         for epoch in epochs:
-            batches.epoch = epoch
-            row = run_epoch(job, learner, supply, batches, result, on_batch)
+            row = run_epoch(job, learner, supply, epoch, result, on_batch)
             on_epoch(row)
             waited = epoch - max(result.best_epoch, epochs.start - 1)
             if recipe.train.early_stop and waited >= recipe.train.early_stop:
@@ -133,18 +132,18 @@ def run_epoch(
     job: Job,
     learner: Learner,
     supply: Supply,
-    batches: EpochBatches,
+    epoch: int,
     result: Fit,
     on_batch: Callable[[int, int], None],
 ) -> Row:
     """Train for an epoch, score it, add its row to `result` and keep its checkpoints."""
-    epoch, clock = batches.epoch, time.monotonic()
+    clock, steps = time.monotonic(), supply.steps
     loss, lr = train_epoch(
         job,
         learner,
-        supply.batches(),
-        (epoch - 1) * len(batches),
-        lambda done: on_batch(done, len(batches)),
+        supply.batches(epoch),
+        (epoch - 1) * steps,
+        lambda done: on_batch(done, steps),
     )
     trained = time.monotonic() - clock
     shown = learner.ema.module if learner.ema else learner.module
@@ -155,7 +154,7 @@ def run_epoch(
         "val_loss": evaluation.loss,
         "top1": evaluation.top1,
         "macro_f1": evaluation.macro_f1,
-        "images_per_second": batches.count / trained,
+        "images_per_second": len(job.data.splits["train"]) / trained,
         "lr": lr,
         "seconds": time.monotonic() - clock,
     }
@@ -163,7 +162,7 @@ def run_epoch(
     if result.best is None or BETTER[job.recipe.train.monitor](evaluation, result.best):
         result.best, result.best_epoch = evaluation, epoch
         save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, evaluation, epoch))
-    save_last(job, learner, evaluation, epoch, epoch * len(batches))
+    save_last(job, learner, evaluation, epoch, epoch * steps)
     write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
     return row
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.data.loaders import EpochBatches, loaded, view_loader
+from mnet_cli.data.loaders import EpochBatches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.evaluate import Evaluation, evaluate, score
 from mnet_cli.features.boundary import Boundary, find_boundary
@@ -50,14 +51,17 @@ class Supply:
 
     Attributes:
         module: What is trained: the network, or what lies above the frozen boundary.
-        batches: Gives an epoch's inputs of `module` (N, …) and labels (N,).
+        batches: Gives an epoch's inputs of `module` (N, …) and labels (N,); to be called with
+            each epoch of the phase in turn.
+        steps: Batches of an epoch.
         evaluate: Scores `module`, or a copy of it, on the validation images.
         cache: What came from the cache; None where it is not used.
         note: Why it is not, where that is a surprise.
     """
 
     module: nn.Module
-    batches: Callable[[], Batches]
+    batches: Callable[[int], Batches]
+    steps: int
     evaluate: Callable[[nn.Module], Evaluation]
     cache: CacheUse | None = None
     note: str = ""
@@ -81,7 +85,7 @@ def build_supply(
     cached_views = job.recipe.data.cached_views
     mixing = job.recipe.train.mixup or job.recipe.train.cutmix
     if not len(front) or mixing:  # images are mixed before they enter the network
-        return _from_images(job, batches)
+        return _from_images(job, batches, epochs)
     note = ""
     if cached_views:
         try:
@@ -92,7 +96,7 @@ def build_supply(
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
     live = _from_workers if job.device.type == "cpu" else _from_images
-    return replace(live(job, batches), note=note)
+    return replace(live(job, batches, epochs), note=note)
 
 
 def count_views(job: Job, boundary: Boundary) -> int:
@@ -107,27 +111,35 @@ def count_views(job: Job, boundary: Boundary) -> int:
     return max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / len(job.data.splits["train"]))))
 
 
-def _from_images(job: Job, batches: EpochBatches) -> Supply:
+def _from_images(job: Job, batches: EpochBatches, epochs: range) -> Supply:
     """Every epoch takes new views through the whole network."""
-    loader = view_loader(job.train_views(), batches, job.workers, job.device)
     return Supply(
         job.model,
-        batches=lambda: loaded(loader),
+        batches=_live(job, batches, epochs),
+        steps=len(batches),
         evaluate=lambda model: _evaluate_images(job, compile_forward(model, job.device)),
     )
 
 
-def _from_workers(job: Job, batches: EpochBatches) -> Supply:
+def _live(
+    job: Job, batches: EpochBatches, epochs: range, transform: Forward | None = None
+) -> Callable[[int], Batches]:
+    """New views for every epoch; the workers go on from one to the next without a pause."""
+    keys = chain.from_iterable(batches.keys(epoch) for epoch in epochs)
+    stream = load_views(job.train_views(), keys, job.workers, job.device, transform)
+    return lambda epoch: islice(stream, len(batches))
+
+
+def _from_workers(job: Job, batches: EpochBatches, epochs: range) -> Supply:
     """Every epoch takes new views through the frozen part, in the workers, without gradients."""
     front, rest = split_frozen(job.model)
     below = compile_forward(front, job.device)
-    loader = view_loader(job.train_views(), batches, job.workers, job.device, below)
 
     def evaluate_rest(module: nn.Module) -> Evaluation:
         above = compile_forward(module, job.device, None)
         return _evaluate_images(job, lambda images: above(below(images)))
 
-    return Supply(rest, batches=lambda: loaded(loader), evaluate=evaluate_rest)
+    return Supply(rest, _live(job, batches, epochs, below), len(batches), evaluate_rest)
 
 
 def _from_cache(
@@ -155,15 +167,16 @@ def _from_cache(
     )
     labels = torch.as_tensor(job.data.splits["train"].labels)
 
-    def epoch_batches() -> Batches:
-        view = numbers.index(view_of[batches.epoch])
-        for keys in batches:
+    def epoch_batches(epoch: int) -> Batches:
+        view = numbers.index(view_of[epoch])
+        for keys in batches.keys(epoch):
             images = np.asarray([index for _, index in keys])
             yield torch.from_numpy(train.take(view, images)), labels[images]
 
     return Supply(
         rest,
         batches=epoch_batches,
+        steps=len(batches),
         evaluate=lambda module: _evaluate_features(job, module, val),
         cache=CacheUse(
             boundary=boundary.network["title"],
