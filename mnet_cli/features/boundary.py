@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnet_cli.models.forward import Forward, OnnxForward, compile_forward
+from mnet_cli.models.forward import Forward, compile_forward
+from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
 
 LIBRARIES = ("onnxruntime", "pillow", "torch", "torchvision")  # other versions, other last bits

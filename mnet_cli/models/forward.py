@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mnet_cli.machine import BATCH
-from mnet_cli.models.onnx_graph import IMAGES, INPUT, fold_batch_norms, to_onnx
+from mnet_cli.models.onnx_forward import OnnxForward
+from mnet_cli.models.onnx_graph import IMAGES, fold_batch_norms, to_onnx
 
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Inputs (N, …) to whatever the network puts out for each; both float32."""
@@ -43,28 +43,3 @@ def compile_forward(
         return output
 
     return forward
-
-
-class OnnxForward:
-    """A forward pass of ONNX Runtime on the calling thread; it can be sent to other processes.
-
-    Args:
-        model: The serialised ONNX model.
-    """
-
-    def __init__(self, model: bytes) -> None:
-        import onnxruntime
-
-        onnxruntime.disable_telemetry_events()  # the caller's cache and stderr are no place for it
-        self.model = model
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-
-    def __call__(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run the network, `BATCH` inputs at a time."""
-        parts = [inputs[at : at + BATCH] for at in range(0, len(inputs), BATCH)]
-        return np.concatenate([self.session.run(None, {INPUT: part})[0] for part in parts])
-
-    def __reduce__(self) -> tuple[type["OnnxForward"], tuple[bytes]]:
-        return type(self), (self.model,)

@@ -44,10 +44,20 @@ MODULES: dict[type[nn.Module], Emit] = {  # module to operator, further inputs, 
     nn.Hardsigmoid: lambda m: ("HardSigmoid", [], {"alpha": 1 / 6, "beta": 0.5}),
     nn.AdaptiveAvgPool2d: lambda m: ("GlobalAveragePool", [], {}),
     nn.Flatten: lambda m: ("Flatten", [], {}),
-    nn.Identity: lambda m: ("Identity", [], {}),
-    nn.Dropout: lambda m: ("Identity", [], {}),
+    nn.Softmax: lambda m: ("Softmax", [], {"axis": m.dim}),
 }
-FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.mul: "Mul"}
+NOTHING = (nn.Identity, nn.Dropout)  # modules that do nothing in evaluation
+METHODS: dict[str, Callable[..., tuple[str, Attributes]]] = {
+    "flatten": lambda axis: ("Flatten", {"axis": axis}),
+    "float": lambda: ("Cast", {"to": TensorProto.FLOAT}),
+    "permute": lambda *axes: ("Transpose", {"perm": [*axes]}),
+}
+FUNCTIONS = {
+    operator.add: "Add",
+    operator.iadd: "Add",
+    operator.sub: "Sub",
+    operator.mul: "Mul",
+}
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
@@ -61,22 +71,28 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     return folded
 
 
-def to_onnx(module: nn.Module, input_shape: Sequence[int | str] | None = IMAGES) -> bytes:
+def to_onnx(
+    module: nn.Module,
+    input_shape: Sequence[int | str] | None = IMAGES,
+    *,
+    input_type: int = TensorProto.FLOAT,
+) -> bytes:
     """Write `module`, with batch norms folded, as a serialised ONNX model.
 
     Args:
-        module: Made of the modules in `MODULES`, sums, products and `flatten(1)`; from one
-            input to one output.
+        module: Made of the modules, functions and methods above; from one input to one output.
         input_shape: Lengths of the input's axes, or names for those that are free; None for
             any shape, as the inner parts of a network take it.
+        input_type: The input's element type, of `onnx.TensorProto`.
 
     Raises:
         KeyError: The module holds something else.
     """
     traced = fx.symbolic_trace(fold_batch_norms(module))
-    modules = dict(traced.named_modules())
+    modules, buffers = dict(traced.named_modules()), dict(traced.named_buffers())
     graph_nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
+    names: dict[fx.Node, str] = {}  # of the values that nodes give
 
     def constant(name: str, value: Tensor | np.float32) -> str:
         array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
@@ -84,26 +100,34 @@ def to_onnx(module: nn.Module, input_shape: Sequence[int | str] | None = IMAGES)
         return name
 
     for node in traced.graph.nodes:
-        inputs = [argument.name for argument in node.all_input_nodes]
+        inputs = [names[argument] for argument in node.all_input_nodes]
         attributes: Attributes = {}
+        names[node] = node.name
         if node.op == "placeholder":
-            kind, inputs = "Identity", [INPUT]
-        elif node.op == "output":
-            graph_nodes.append(helper.make_node("Identity", inputs, [OUTPUT]))
+            names[node] = INPUT
             continue
-        elif node.op == "call_module":
+        if node.op == "get_attr":
+            constant(node.name, buffers[node.target])
+            continue
+        if node.op == "output":
+            graph_nodes.append(helper.make_node("Identity", inputs, [OUTPUT], OUTPUT))
+            continue
+        if node.op == "call_module":
             layer = modules[node.target]
+            if isinstance(layer, NOTHING):
+                [names[node]] = inputs
+                continue
             kind, further, attributes = MODULES[type(layer)](layer)
             inputs += [constant(f"{node.name}.{i}", value) for i, value in enumerate(further)]
         elif node.op == "call_function":
             kind = FUNCTIONS[node.target]
         else:
-            kind = {"flatten": "Flatten"}[node.target]
-        graph_nodes.append(helper.make_node(kind, inputs, [node.name], **attributes))
+            kind, attributes = METHODS[node.target](*node.args[1:])
+        graph_nodes.append(helper.make_node(kind, inputs, [node.name], node.name, **attributes))
     graph = helper.make_graph(
         graph_nodes,
         "mnet",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info(INPUT, input_type, input_shape)],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
         weights,
     )
