@@ -1,6 +1,6 @@
 """How good a classifier is on labelled images, and where it is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli import metrics
-from mnet_cli.data.inference import outputs_of
+from mnet_cli.data.dataset import DataSet, open_dataset, take_split
+from mnet_cli.data.inference import Output, outputs_of
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.machine import BATCH
-from mnet_cli.runtimes import Classify
+from mnet_cli.recipe import restore_recipe
+from mnet_cli.runtimes import Classifier, Classify
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,45 @@ class Evaluation:
         ]
 
 
+def open_images(
+    classifier: Classifier,
+    root: Path | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DataSet:
+    """Open labelled images for a classifier.
+
+    Args:
+        classifier: Its class names say what the folders' names mean.
+        root: The folder; None for that of its recipe, divided as its run divided it.
+        on_progress: Called with (done, total) while images are checked.
+
+    Raises:
+        DataError: The folder is not there, or cannot be used.
+        WeightsError: It has a class that the classifier lacks.
+    """
+    if root is not None:
+        return open_dataset(root, class_names=classifier.class_names, on_progress=on_progress)
+    recipe = restore_recipe(classifier.recipe, str(classifier.source))
+    if not Path(recipe.data.root).is_dir():
+        raise DataError(
+            recipe.data.root,
+            "the folder that the model was trained on is not here",
+            "labelled images were expected",
+            "Name some with --data DIR",
+        )
+    manifest = classifier.source.with_name("split.csv")
+    divided = recipe.data.val_fraction is not None and manifest.is_file()
+    images = open_dataset(
+        Path(recipe.data.root),
+        class_names=classifier.class_names,
+        val_fraction=None if divided else recipe.data.val_fraction,
+        seed=recipe.train.seed,
+        skip_bad=recipe.data.skip_bad,
+        on_progress=on_progress,
+    )
+    return take_split(images, manifest) if divided else images
+
+
 def evaluate(
     classify: Classify,
     preprocess: Preprocess,
@@ -98,14 +139,28 @@ def evaluate(
         DataError: An image cannot be decoded.
         RefusedError: A logit is not finite.
     """
-    logits: list[NDArray[np.float32]] = []
-    for _, output in outputs_of(paths, preprocess, classify, batch_size, fast_decode=fast_decode):
+    outputs = outputs_of(paths, preprocess, classify, batch_size, fast_decode=fast_decode)
+    return score(stacked(outputs, len(paths), on_progress), labels, class_names, paths)
+
+
+def stacked(
+    outputs: Iterable[tuple[Path, Output]],
+    total: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Collect the outputs (N, …) of images that must all be readable.
+
+    Raises:
+        DataError: One is not.
+    """
+    found: list[NDArray[np.float32]] = []
+    for _, output in outputs:
         if isinstance(output, DataError):
             raise output
-        logits.append(output)
+        found.append(output)
         if on_progress:
-            on_progress(len(logits), len(paths))
-    return score(np.stack(logits), labels, class_names, paths)
+            on_progress(len(found), total)
+    return np.stack(found)
 
 
 def score(

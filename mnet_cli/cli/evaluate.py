@@ -15,9 +15,7 @@ from mnet_cli.cli.options import (
 from mnet_cli.errors import DataError, RefusedError
 
 if TYPE_CHECKING:
-    from mnet_cli.data.dataset import DataSet
     from mnet_cli.evaluate import Evaluation
-    from mnet_cli.runtimes import Classifier
 
 WRONG_LISTED = 20  # wrong files on the screen; --json lists all
 
@@ -47,7 +45,7 @@ def evaluate(
 
     classifier = open_classifier(checkpoint or latest_run(), device)
     with console.bar("checking images") as on_progress:
-        images = _open_images(classifier, data, on_progress)
+        images = evaluation.open_images(classifier, data, on_progress)
     console.notes(images.notes)
     chosen = split or ("all" if "all" in images.splits else "val")
     if chosen not in images.splits:
@@ -82,34 +80,6 @@ def evaluate(
             f"at least {min_top1:g} was expected (--min-top1)",
             "Train longer, or look at the wrong files above",
         )
-
-
-def _open_images(classifier: "Classifier", root: Path | None, on_progress: Any) -> "DataSet":
-    """Open the images of `root`, or those of the recipe, divided as the run divided them."""
-    from mnet_cli.data.dataset import open_dataset, take_split
-    from mnet_cli.recipe import restore_recipe
-
-    if root is not None:
-        return open_dataset(root, class_names=classifier.class_names, on_progress=on_progress)
-    recipe = restore_recipe(classifier.recipe, str(classifier.source))
-    if not Path(recipe.data.root).is_dir():
-        raise DataError(
-            recipe.data.root,
-            "the folder that the model was trained on is not here",
-            "labelled images were expected",
-            "Name some with --data DIR",
-        )
-    manifest = classifier.source.with_name("split.csv")
-    divided = recipe.data.val_fraction is not None and manifest.is_file()
-    images = open_dataset(
-        Path(recipe.data.root),
-        class_names=classifier.class_names,
-        val_fraction=None if divided else recipe.data.val_fraction,
-        seed=recipe.train.seed,
-        skip_bad=recipe.data.skip_bad,
-        on_progress=on_progress,
-    )
-    return take_split(images, manifest) if divided else images
 
 
 def _as_document(result: "Evaluation") -> dict[str, Any]:

@@ -10,7 +10,7 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         "-c",
-        help="A checkpoint file or run directory.",
+        help="A checkpoint, run directory or exported file.",
         show_default="runs/latest",
     ),
 ]

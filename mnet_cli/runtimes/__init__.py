@@ -1,13 +1,19 @@
-"""Whatever runs a trained classifier, behind one signature: images in, logits out."""
+"""Whatever runs a trained classifier, behind one signature: images in, logits out.
+
+Each runtime of exported files has one small adapter, a module of this folder with one function
+`load(path, device) -> (Run, contract)`; it takes what the file takes, in numpy's arrays.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import UsageError
 
@@ -16,6 +22,17 @@ if TYPE_CHECKING:
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, 3, S, S), float32, normalised, to logits (N, C), float32."""
+
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""What an exported file takes, as its contract says, to what it gives."""
+
+ADAPTERS = {  # suffix: the module of this folder that runs such files
+    ".onnx": "onnx",
+    ".torchscript": "torchscript",
+    ".pt2": "pt2",
+    ".xml": "openvino",
+}
+LEAST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -38,23 +55,66 @@ class Classifier:
 
 
 def open_classifier(path: Path, device: str) -> Classifier:
-    """Open a checkpoint file or a run directory for use on the device that `device` names.
+    """Open a checkpoint, a run directory or an exported file on the device that `device` names.
 
     Raises:
-        WeightsError: There is no usable checkpoint at `path`.
+        WeightsError: There is no usable checkpoint or exported file at `path`.
+        MachineError: The package that runs such files is not installed.
         UsageError: The device is not to be had.
     """
-    from mnet_cli.checkpoint import build_from, load_checkpoint
-    from mnet_cli.models.forward import compile_forward
-
-    checkpoint = load_checkpoint(path)
+    if path.suffix not in ADAPTERS:
+        return _open_checkpoint(path, device)
+    adapter = import_module(f"{__name__}.{ADAPTERS[path.suffix]}")
+    run, contract = adapter.load(path, device)
     return Classifier(
-        classify=compile_forward(build_from(checkpoint), choose_device(device)),
-        class_names=checkpoint.class_names,
-        preprocess=checkpoint.preprocess,
-        recipe=dict(checkpoint.recipe),
-        source=path / "best.pt" if path.is_dir() else path,
+        classify=as_classify(run, contract),
+        class_names=contract.class_names,
+        preprocess=classified_preprocess(contract),
+        recipe=dict(contract.recipe),
+        source=path,
     )
+
+
+def as_classify(run: Run, contract: Contract) -> Classify:
+    """Feed an exported file as its contract says: pixels if baked, a fixed batch filled up."""
+
+    def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = as_input(images, contract)
+        size = contract.batch or len(inputs)
+        outputs = [run(_filled(inputs[at : at + size], size)) for at in range(0, len(inputs), size)]
+        found = np.concatenate(outputs)[: len(images)]
+        return np.log(np.maximum(found, LEAST)) if contract.baked else found
+
+    return classify
+
+
+def as_input(images: NDArray[np.float32], contract: Contract) -> NDArray[Any]:
+    """Turn images (N, 3, S, S) of `classified_preprocess` into what the file takes."""
+    if not contract.baked:
+        return images
+    return np.ascontiguousarray(np.rint(images).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def classified_preprocess(contract: Contract) -> Preprocess:
+    """The preprocessing before `as_classify`: levels 0 to 255 for a file that normalises itself."""
+    if not contract.baked:
+        return contract.preprocess
+    return replace(contract.preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+
+
+def require_cpu(path: Path, device: str) -> None:
+    """Refuse another device for a file that runs on the CPU here.
+
+    Raises:
+        UsageError: Another device was named.
+    """
+    if device not in ("auto", "cpu"):
+        raise UsageError(
+            f"--device {device}",
+            f"{path.name} runs on the CPU",
+            "auto or cpu was expected",
+            "Leave --device out, or name best.pt",
+        )
 
 
 def choose_device(name: str) -> "torch.device":
@@ -76,3 +136,23 @@ def choose_device(name: str) -> "torch.device":
         usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
         raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
     return torch.device(name)
+
+
+def _open_checkpoint(path: Path, device: str) -> Classifier:
+    from mnet_cli.checkpoint import build_from, load_checkpoint
+    from mnet_cli.models.forward import compile_forward
+
+    checkpoint = load_checkpoint(path)
+    return Classifier(
+        classify=compile_forward(build_from(checkpoint), choose_device(device)),
+        class_names=checkpoint.class_names,
+        preprocess=checkpoint.preprocess,
+        recipe=dict(checkpoint.recipe),
+        source=path / "best.pt" if path.is_dir() else path,
+    )
+
+
+def _filled(inputs: NDArray[Any], size: int) -> NDArray[Any]:
+    """Repeat the last input until there are `size`."""
+    lacking = size - len(inputs)
+    return np.concatenate([inputs, *[inputs[-1:]] * lacking]) if lacking else inputs

@@ -1,0 +1,46 @@
+"""TorchScript files, by torch."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mnet_cli.contract import KEY, Contract, read_contract
+from mnet_cli.errors import WeightsError
+from mnet_cli.runtimes import Run, choose_device
+
+
+def load(path: Path, device: str) -> tuple[Run, Contract]:
+    """Open a TorchScript archive; on a CPU a call runs on the calling thread.
+
+    Torch reads these without Python's pickle, and what they hold can call torch's operators
+    only.
+
+    Raises:
+        WeightsError: It is missing, damaged, or not from mnet export.
+        UsageError: The device is not to be had.
+    """
+    chosen = choose_device(device)
+    extra = {KEY: ""}
+    try:
+        with warnings.catch_warnings():  # they advise to use another format
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(path, chosen, _extra_files=extra)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            str(path),
+            "no TorchScript archive that loads here",
+            "a file written by mnet export was expected",
+            "Export it again",
+        ) from error
+    if chosen.type == "cpu":
+        torch.set_num_threads(1)
+
+    def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            outputs: NDArray[np.float32] = module(torch.from_numpy(inputs).to(chosen)).cpu().numpy()
+        return outputs
+
+    return run, read_contract(extra[KEY], str(path))
