@@ -32,10 +32,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     try:
         with temporary.open(mode, **open_options) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        settle(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise MachineError(
@@ -49,12 +46,51 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
         raise
 
 
+def settle(temporary: Path, path: Path) -> None:
+    """Give a complete file its final name, once its bytes and its name are safely on disk.
+
+    Args:
+        temporary: The file, in the same file system as `path`.
+        path: The final name; a file there is replaced.
+    """
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for files that `settle` will move out; it goes with the block.
+
+    Raises:
+        MachineError: The operating system refused, in the block too.
+    """
+    scratch = folder / f".scratch.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir()
+        yield scratch
+    except OSError as error:
+        raise MachineError(
+            str(folder),
+            f"cannot be written ({error.strerror or error})",
+            "a writable folder with free space was expected",
+            "Free some space or choose another folder",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that processes left in `folder` which were killed."""
+    """Remove what processes which were killed left in `folder` under temporary names."""
     for path in folder.glob(".*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdecimal() and not _is_running(int(process)):
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

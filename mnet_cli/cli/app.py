@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from mnet_cli import __version__, console
+from mnet_cli.cli.bench import bench
 from mnet_cli.cli.cache import clear, show_cache
 from mnet_cli.cli.data import fetch, sample, split
 from mnet_cli.cli.evaluate import evaluate
+from mnet_cli.cli.export import export
 from mnet_cli.cli.info import info
 from mnet_cli.cli.predict import predict
 from mnet_cli.cli.recipes import list_recipes, schema, show
@@ -73,7 +75,14 @@ def _print_version(wanted: bool) -> None:
 
 app = _group(
     "Transfer learning for the MobileNet family.",
-    {"train": train, "eval": evaluate, "predict": predict, "info": info},
+    {
+        "train": train,
+        "eval": evaluate,
+        "predict": predict,
+        "export": export,
+        "bench": bench,
+        "info": info,
+    },
 )
 app.add_typer(
     _group("Draw, fetch and split data sets.", {"sample": sample, "fetch": fetch, "split": split}),
@@ -100,4 +109,4 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Transfer learning for the MobileNet family: train, evaluate, predict."""
+    """Transfer learning for the MobileNet family: train, evaluate, predict, export."""

@@ -1,0 +1,183 @@
+"""`mnet export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnet_cli import console
+from mnet_cli.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from mnet_cli.export import Exported
+    from mnet_cli.timing import Timing
+
+ROUNDS = 50  # calls of each file that the table's milliseconds come from
+
+
+def export(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run directory or checkpoint.", show_default="runs/latest"),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="One or several, as in onnx,torchscript.")
+    ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers, calibrated on training photographs.")
+    ] = False,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Half precision: half the size; slower on most CPUs."),
+    ] = False,
+    bake: Annotated[
+        bool,
+        typer.Option("--bake", help="Take uint8 pixels and give probabilities."),
+    ] = False,
+    batch: Annotated[
+        int, typer.Option(min=0, max=4096, help="Fix the images a call; 0 leaves them free.")
+    ] = 0,
+    calibration: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Photographs that --int8 calibrates on.")
+    ] = 200,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of top-1 that --int8 may cost.")
+    ] = 0.01,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images to prove it on.", show_default="the recipe's"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for the files.", show_default="the checkpoint's"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write files for other runtimes, proven on the validation photographs."""
+    if int8 and half:
+        raise UsageError("--int8", "given with --half", "one of the two was expected")
+
+    from mnet_cli import export as exporting
+    from mnet_cli.checkpoint import load_checkpoint
+    from mnet_cli.evaluate import open_images
+    from mnet_cli.run_directory import latest_run, write_json
+    from mnet_cli.runtimes import open_classifier
+    from mnet_cli.timing import time_classifiers
+
+    where = run or latest_run()
+    source = where / "best.pt" if where.is_dir() else where
+    checkpoint = load_checkpoint(source)
+    plan = exporting.Plan(
+        formats=list(dict.fromkeys(name.strip() for name in formats.split(","))),
+        precision="int8" if int8 else "float16" if half else "float32",
+        bake=bake,
+        batch=batch,
+        calibration=calibration,
+        max_drop=max_drop,
+        out=out or source.parent,
+        force=force,
+    )
+    exporting.check_plan(checkpoint, plan)
+    reference = open_classifier(source, "cpu")
+    with console.bar("checking images") as on_progress:
+        images = open_images(reference, data, on_progress)
+    console.notes(images.notes)
+    results = []
+    for result in exporting.export(checkpoint, source, images, plan, console.note):
+        results.append(result)
+        for setting, reason in result.tried:
+            console.note(f"note: {result.format}, {setting}: {reason}")
+    classifiers = {"checkpoint": reference} | {
+        str(result.path): open_classifier(result.path, "cpu") for result in results if result.path
+    }
+    with console.bar("timing", unit="round") as on_progress:
+        timings = time_classifiers(classifiers, ROUNDS, on_progress)
+    document = _document(source, plan.calibration, results, timings)
+    write_json(plan.out / "export.json", document)
+    console.show(document, lambda: _show(document))
+    refused = [result for result in results if result.refused]
+    if refused:
+        raise RefusedError(
+            ", ".join(f"{result.format} {result.precision}" for result in refused),
+            refused[0].refused,
+            "answers like the checkpoint's were expected",
+            "No such file was written",
+        )
+
+
+def _document(
+    source: Path,
+    calibration: int,
+    results: "Sequence[Exported]",
+    timings: "dict[str, Timing]",
+) -> dict[str, Any]:
+    """The content of `export.json`; paths are names beside it."""
+    rows = []
+    for result in results:
+        row: dict[str, Any] = {
+            "format": result.format,
+            "precision": result.precision,
+            "setting": result.setting,
+            "file": result.path.name if result.path else None,
+            "bytes": result.size or None,
+            **(result.proof.to_dict() if result.proof else {}),
+            "refused": result.refused or None,
+            "tried": [dict(zip(("setting", "refused"), one, strict=True)) for one in result.tried],
+        }
+        if result.path:
+            row |= vars(timings[str(result.path)])
+        rows.append(row)
+    return {
+        "checkpoint": {
+            "file": source.name,
+            "bytes": source.stat().st_size,
+            **vars(timings["checkpoint"]),
+        },
+        "calibration": calibration if any(r.precision == "int8" for r in results) else None,
+        "threads": 1,
+        "files": rows,
+    }
+
+
+def _show(document: dict[str, Any]) -> None:
+    percent, checkpoint = console.percent, document["checkpoint"]
+    proven = next((row for row in document["files"] if "reference_top1" in row), None)
+    rows: list[tuple[str, ...]] = [
+        (
+            checkpoint["file"],
+            "float32",
+            f"{checkpoint['bytes'] / 1e6:.1f}",
+            "",
+            "",
+            percent(proven["reference_top1"]) if proven else "",
+            f"{checkpoint['median_ms']:.1f}",
+            "",
+        )
+    ]
+    for row in document["files"]:
+        measured = "max_delta" in row
+        rows.append(
+            (
+                row["file"] or f"{row['format']}: refused",
+                row["precision"],
+                f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "",
+                f"{row['max_delta']:.1e}" if measured else "",
+                percent(row["agreement"]) if measured else "",
+                percent(row["top1"]) if measured else "",
+                f"{row['median_ms']:.1f}" if row["file"] else "",
+                row["setting"],
+            )
+        )
+    columns = ("file", "precision", ">MB", ">Δ logit", ">agreement", ">top-1", ">ms", "setting")
+    console.table(columns, rows)
+    if proven:
+        console.line(
+            f"proven on {proven['images']} photographs; milliseconds of one image on one thread"
+        )
+    for row in document["files"]:
+        if row["precision"] != "float32" and row["file"]:
+            share = row["median_ms"] / checkpoint["median_ms"]
+            faster = f"{1 / share:.1f}x as fast as the checkpoint"
+            gain = faster if share < 0.95 else "saves size only, it is not faster here"
+            console.line(f"{row['file']}: {gain}")

@@ -1,0 +1,102 @@
+"""The gate: a file gets its name only if its answers are the checkpoint's."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mnet_cli.metrics import softmax, topk_accuracy
+from mnet_cli.runtimes import Classify
+
+LEAST_AGREEMENT = 0.995  # of the best classes, in floating point
+# Largest difference of a logit, as a share of their range. Half precision has 11 bits, and
+# some fifty layers round one after the other.
+MOST_DELTA = {"float32": 1e-3, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a file's answers compare with the checkpoint's on the same photographs.
+
+    Attributes:
+        images: How many.
+        max_delta: Largest difference of a logit, as a share of the range of the logits; of a
+            probability where the file gives those.
+        agreement: Share of images with the same best class.
+        top1: Of the file.
+        reference_top1: Of the checkpoint, by PyTorch in float32.
+    """
+
+    images: int
+    max_delta: float
+    agreement: float
+    top1: float
+    reference_top1: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The numbers by name."""
+        return asdict(self)
+
+
+def eager(model: nn.Module) -> Classify:
+    """PyTorch's own forward pass of a model, on one thread a call."""
+    torch.set_num_threads(1)
+
+    def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = model(torch.from_numpy(images)).numpy()
+        return logits
+
+    return classify
+
+
+def compare(
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    probabilities: bool = False,
+) -> Proof:
+    """Compare logits (N, C) with those expected, both finite.
+
+    Args:
+        found: Of the file; logarithms of its probabilities where it gives those.
+        expected: Of the checkpoint.
+        labels: The true classes (N,).
+        probabilities: The file gives probabilities, so these are compared.
+    """
+    if probabilities:
+        difference, scale = np.abs(softmax(found) - softmax(expected)), 1.0
+    else:
+        difference, scale = np.abs(found - expected), float(np.ptp(expected))
+    return Proof(
+        images=len(labels),
+        max_delta=float(difference.max() / scale),
+        agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
+        top1=topk_accuracy(found, labels, 1),
+        reference_top1=topk_accuracy(expected, labels, 1),
+    )
+
+
+def fault(proof: Proof, precision: str, max_drop: float) -> str:
+    """Say why a file must not be handed over; nothing if it may.
+
+    In floating point the logits must be the same within rounding. In 8 bits they are not, so
+    there the accuracy counts: no more than `max_drop` of it may be lost.
+    """
+    if precision == "int8":
+        drop = proof.reference_top1 - proof.top1
+        # A share of images is a whole number of them: 0.01 of 200 means two.
+        too_much = round(drop * proof.images) > max_drop * proof.images + 1e-9
+        return f"top-1 falls by {drop:.4f}, at most {max_drop:g} is allowed" if too_much else ""
+    if proof.max_delta > MOST_DELTA[precision]:
+        most = MOST_DELTA[precision]
+        return f"logits differ by {proof.max_delta:.1e} of their range, at most {most:g} is allowed"
+    if proof.agreement < LEAST_AGREEMENT:
+        return (
+            f"only {100 * proof.agreement:.1f}% of the answers are the checkpoint's, "
+            f"at least {100 * LEAST_AGREEMENT:g}% must be"
+        )
+    return ""

@@ -1,0 +1,330 @@
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from mnet_cli import predict
+from mnet_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mnet_cli.cli import run
+from mnet_cli.data.dataset import open_dataset
+from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import MachineError, UsageError
+from mnet_cli.export import FORMATS, Plan, export, formats, gate
+from mnet_cli.export.run import balanced
+from mnet_cli.models.registry import ARCHITECTURES, build_model
+from mnet_cli.recipe import load_recipe, plain_values
+from mnet_cli.runtimes import open_classifier
+
+CORE = [name for name, wanted in FORMATS.items() if not wanted.extra]
+STANDALONE = Path(__file__).with_name("standalone_predict.py")
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory, photos):
+    """A run directory of a small network that has learnt to tell the colours apart."""
+    folder = tmp_path_factory.mktemp("tiny")
+    overrides = (
+        "model.weights=starter", "model.width_mult=0.35", "data.image_size=64", "train.lr=5e-2",
+        "data.batch_size=6", "data.workers=0", "train.epochs=6", f"data.root={photos}",
+    )  # fmt: skip
+    sets = [part for value in overrides for part in ("--set", value)]
+    code = run(["train", "-r", "v2_flowers", *sets, "--out", str(folder / "run"), "--quiet"])
+    assert code == 0
+    return folder / "run"
+
+
+def lively(folder: Path, arch: str, photos: Path, size: int = 32, **arguments) -> Path:
+    """A checkpoint of random weights whose batch norms do something, as after training."""
+    torch.manual_seed(0)
+    arguments = {"width_mult": 0.35, **arguments}
+    model = build_model(arch, 3, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.3)
+    recipe = load_recipe("v2_flowers", [f"data.root={photos}"])
+    path = folder / f"{arch}.pt"
+    save_checkpoint(
+        path,
+        Checkpoint(
+            arch=arch,
+            model_args=arguments,
+            state_dict=model.state_dict(),
+            class_names=NAMES,
+            preprocess=Preprocess(size, size + 4, "bilinear", (0.5,) * 3, (0.25,) * 3, (255,) * 3),
+            recipe=plain_values(recipe),
+            metrics={"top1": 0.5},
+        ),
+    )
+    return path
+
+
+def plan(out: Path, **changes) -> Plan:
+    return replace(Plan(["onnx"], "float32", False, 0, 12, 0.01, out, False), **changes)
+
+
+def exported(source: Path, photos: Path, wanted: Plan):
+    images = open_dataset(photos, class_names=NAMES)
+    return list(export(load_checkpoint(source), source, images, wanted))
+
+
+def logits(path: Path, photos: Path) -> np.ndarray:
+    classifier = open_classifier(path, "cpu")
+    files = sorted(photos.rglob("*.jpg"))
+    answers = predict.predict(classifier.classify, classifier.preprocess, files)
+    return np.stack([answer.probabilities for answer in answers])
+
+
+VARIANTS = [
+    *((arch, {}, 32) for arch in ARCHITECTURES),
+    ("mobilenet_v1", {"width_mult": 0.25}, 64),
+    ("mobilenet_v3_large", {"reduced_tail": True}, 32),
+]
+
+
+@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize(("arch", "arguments", "size"), VARIANTS)
+def test_every_network_exports_and_answers_as_its_checkpoint(
+    name, arch, arguments, size, photos, tmp_path
+):
+    source = lively(tmp_path, arch, photos, size, **arguments)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name]))
+    assert result.refused == ""
+    assert result.proof.max_delta <= 1e-3
+    assert result.proof.agreement == 1
+    assert result.path == tmp_path / f"{arch}{FORMATS[name].suffix}"
+    assert np.abs(logits(result.path, photos) - logits(source, photos)).max() < 1e-4
+    document = json.loads((tmp_path / f"{result.path.name}.json").read_text())
+    assert document["class_names"] == list(NAMES)
+    assert document["preprocess"]["image_size"] == size
+    assert document["proof"]["images"] == 12
+    assert document["file"]["bytes"] == result.path.stat().st_size
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_baked_files_take_pixels_and_give_probabilities(name, photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v3_small", photos)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name], bake=True))
+    assert result.refused == ""
+    assert result.path.name == f"mobilenet_v3_small.baked{FORMATS[name].suffix}"
+    assert np.abs(logits(result.path, photos) - logits(source, photos)).max() < 1e-4
+
+
+def test_a_baked_graph_sums_to_one_without_mnet(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    [result] = exported(source, photos, plan(tmp_path, bake=True))
+    session = onnxruntime.InferenceSession(result.path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    [found] = session.run(None, {session.get_inputs()[0].name: pixels})
+    assert np.allclose(found.sum(1), 1)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_a_fixed_batch_is_filled_up(name, photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name], batch=5))
+    assert result.refused == ""
+    assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["batch"] == 5
+    assert np.abs(logits(result.path, photos) - logits(source, photos)).max() < 1e-4
+
+
+def test_half_precision_is_half_the_size(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    [whole] = exported(source, photos, plan(tmp_path))
+    [half] = exported(source, photos, plan(tmp_path, precision="float16"))
+    assert half.refused == ""
+    assert half.size < 0.6 * whole.size
+
+
+def test_eight_bits_keep_the_accuracy_of_a_trained_network(tiny_run, photos, tmp_path):
+    [whole] = exported(tiny_run / "best.pt", photos, plan(tmp_path))
+    [small] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
+    assert small.refused == ""
+    assert small.proof.reference_top1 - small.proof.top1 <= 0.01
+    assert small.size < 0.4 * whole.size
+    kinds = {node.op_type for node in onnx.load(small.path).graph.node}
+    assert "QuantizeLinear" in kinds
+
+
+def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_path, monkeypatch):
+    verdicts = iter(["too far"] * 4 + [""])
+    monkeypatch.setattr("mnet_cli.export.run.fault", lambda *_: next(verdicts))
+    [result] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
+    assert [reason for _, reason in result.tried] == ["too far"] * 4
+    assert result.setting == "16-bit activations, squeeze-excitation and head in float"
+    assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["setting"] in (
+        result.setting
+    )
+
+
+def test_what_differs_is_refused_and_leaves_no_file(photos, tmp_path, monkeypatch, capsys):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setitem(gate.MOST_DELTA, "float32", 1e-12)
+    assert run(["export", str(source), "--data", str(photos)]) == 6
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "export.json", *before]
+    assert "logits differ by" in capsys.readouterr().err
+    [row] = json.loads((tmp_path / "export.json").read_text())["files"]
+    assert row["file"] is None
+    assert row["max_delta"] > 0
+
+
+def test_the_command_prints_a_table_and_keeps_it(tiny_run, capsys):
+    assert run(["export", str(tiny_run), "--format", "onnx,torchscript", "--force"]) == 0
+    printed = capsys.readouterr().out
+    assert "mobilenet_v2.onnx" in printed
+    assert "100.0%" in printed
+    rows = json.loads((tiny_run / "export.json").read_text())["files"]
+    assert [row["file"] for row in rows] == ["mobilenet_v2.onnx", "mobilenet_v2.torchscript"]
+    assert all(row["median_ms"] > 0 for row in rows)
+
+
+def test_files_are_replaced_only_when_asked_to(photos, tmp_path, capsys):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    command = ["export", str(source), "--data", str(photos)]
+    assert run(command) == 0
+    before = (tmp_path / "mobilenet_v1.onnx").read_bytes()
+    assert run(command) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "mobilenet_v1.onnx").read_bytes() == before
+    assert run([*command, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "onnx,tensorrt"], "tensorrt"),
+        (["--int8", "--half"], "--int8"),
+        (["--format", "torchscript", "--int8"], "cannot be int8"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_done(
+    arguments, said, photos, tmp_path, capsys
+):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    assert run(["export", str(source), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
+    lacking = replace(FORMATS["onnx"], extra="openvino", packages=("no_such_package",))
+    monkeypatch.setitem(formats.FORMATS, "onnx", lacking)
+    with pytest.raises(MachineError, match=r'pip install "mnet-cli\[openvino\]"'):
+        formats.find_writer("onnx", "float32")
+
+
+def test_formats_that_cannot_have_a_precision_say_what_they_can():
+    with pytest.raises(UsageError, match="float32 was expected"):
+        formats.find_writer("pt2", "float16")
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v3_small", photos)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name]))
+    parts = [result.path.read_bytes()]
+    if zipfile.is_zipfile(result.path):
+        with zipfile.ZipFile(result.path) as archive:
+            parts = [archive.read(entry) for entry in archive.namelist()]
+    here = str(Path(formats.__file__).parents[1]).encode()
+    assert not [part for part in parts if here in part or b"site-packages" in part]
+
+
+def test_an_onnx_file_is_classified_without_torch(tiny_run, photos):
+    assert run(["export", str(tiny_run), "--force", "--quiet"]) == 0
+    code = (
+        "import sys; from mnet_cli.cli import run\n"
+        "assert run(['predict', '-c', *sys.argv[1:]]) == 0\n"
+        "assert not {'torch', 'torchvision', 'onnx'} & set(sys.modules)"
+    )
+    photo = next((photos / "val").rglob("*.jpg"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_run / "mobilenet_v2.onnx"), str(photo)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "class: " in done.stdout
+
+
+def test_a_script_of_few_lines_gives_the_probabilities_of_predict(tiny_run, photos, capsys):
+    assert run(["export", str(tiny_run), "--force", "--quiet"]) == 0
+    file, photo = tiny_run / "mobilenet_v2.onnx", next((photos / "val").rglob("*.jpg"))
+    capsys.readouterr()
+    assert run(["predict", "-c", str(tiny_run), "--json", str(photo)]) == 0
+    expected = json.loads(capsys.readouterr().out)["probs"]
+    found = json.loads(
+        subprocess.check_output([sys.executable, str(STANDALONE), str(file), str(photo)])
+    )
+    assert found.keys() == expected.keys()
+    assert max(abs(found[name] - expected[name]) for name in found) < 1e-4
+
+
+def test_eval_of_an_exported_file_gives_the_checkpoints_scores(tiny_run, capsys):
+    assert run(["export", str(tiny_run), "--force", "--quiet"]) == 0
+    documents = []
+    for checkpoint in (tiny_run, tiny_run / "mobilenet_v2.onnx"):
+        capsys.readouterr()
+        assert run(["eval", "-c", str(checkpoint), "--json"]) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0]["confusion"] == documents[1]["confusion"]
+    assert documents[0]["loss"] == pytest.approx(documents[1]["loss"], abs=1e-4)
+
+
+def test_bench_times_what_it_is_given(tiny_run, capsys):
+    assert run(["export", str(tiny_run), "--force", "--quiet"]) == 0
+    capsys.readouterr()
+    file = tiny_run / "mobilenet_v2.onnx"
+    assert run(["bench", str(tiny_run), str(file), "--rounds", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["file"] for row in document["files"]] == [str(tiny_run), str(file)]
+    assert all(0 < row["median_ms"] <= row["p95_ms"] for row in document["files"])
+
+
+def test_the_gate_compares_logits_by_their_range():
+    expected = np.asarray([[0, 10], [8, 2]], np.float32)
+    found = expected + np.asarray([[0.05, 0], [0, 0]], np.float32)
+    proof = gate.compare(found, expected, np.asarray([1, 1]))
+    assert proof.max_delta == pytest.approx(0.005)
+    assert (proof.agreement, proof.top1, proof.reference_top1) == (1, 0.5, 0.5)
+    assert gate.fault(proof, "float16", 0) == ""
+    assert "logits differ" in gate.fault(proof, "float32", 0)
+
+
+@pytest.mark.parametrize(("right", "allowed"), [(198, True), (197, False)])
+def test_the_gate_allows_eight_bits_a_drop_of_whole_images(right, allowed):
+    labels = np.zeros(200, int)
+    expected = np.tile(np.asarray([1, 0], np.float32), (200, 1))
+    found = expected.copy()
+    found[right:] = found[right:, ::-1]
+    proof = gate.compare(found, expected, labels)
+    assert (gate.fault(proof, "int8", 0.01) == "") == allowed
+    assert gate.fault(proof, "int8", 0.02) == ""
+
+
+def test_half_a_percent_of_other_answers_is_too_much_in_floating_point():
+    proof = gate.Proof(1000, 0.0, 0.994, 0.9, 0.9)
+    assert "99.4%" in gate.fault(proof, "float32", 1)
+
+
+def test_calibration_takes_as_many_of_each_class_as_there_are():
+    labels = np.repeat([0, 1, 2], [50, 3, 20])
+    chosen = balanced(labels, 15, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [6, 3, 6]
+    assert chosen == balanced(labels, 15, seed=1) != balanced(labels, 15, seed=2)
+    assert sorted(balanced(labels, 500, seed=1)) == list(range(73))
