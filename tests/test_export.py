@@ -3,6 +3,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.recipe import load_recipe, plain_values
 from mnet_cli.runtimes import open_classifier
 
-CORE = [name for name, wanted in FORMATS.items() if not wanted.extra]
+# Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
+INSTALLED = [name for name, wanted in FORMATS.items() if all(map(find_spec, wanted.packages))]
 STANDALONE = Path(__file__).with_name("standalone_predict.py")
 NAMES = ("blue", "green", "red")
 
@@ -95,7 +97,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize(("arch", "arguments", "size"), VARIANTS)
 def test_every_network_exports_and_answers_as_its_checkpoint(
     name, arch, arguments, size, photos, tmp_path
@@ -111,11 +113,12 @@ def test_every_network_exports_and_answers_as_its_checkpoint(
     assert document["class_names"] == list(NAMES)
     assert document["preprocess"]["image_size"] == size
     assert document["proof"]["images"] == 12
-    assert document["file"]["bytes"] == result.path.stat().st_size
+    files = [path for path in tmp_path.glob(f"{arch}.*") if path.suffix not in (".pt", ".json")]
+    assert document["file"]["bytes"] == sum(path.stat().st_size for path in files)
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_baked_files_take_pixels_and_give_probabilities(name, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v3_small", photos)
     [result] = exported(source, photos, plan(tmp_path, formats=[name], bake=True))
@@ -133,7 +136,7 @@ def test_a_baked_graph_sums_to_one_without_mnet(photos, tmp_path):
     assert np.allclose(found.sum(1), 1)
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_fixed_batch_is_filled_up(name, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v1", photos)
     [result] = exported(source, photos, plan(tmp_path, formats=[name], batch=5))
@@ -152,9 +155,10 @@ def test_half_precision_is_half_the_size(photos, tmp_path):
 
 def test_eight_bits_keep_the_accuracy_of_a_trained_network(tiny_run, photos, tmp_path):
     [whole] = exported(tiny_run / "best.pt", photos, plan(tmp_path))
-    [small] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
-    assert small.refused == ""
-    assert small.proof.reference_top1 - small.proof.top1 <= 0.01
+    one_of_twelve = plan(tmp_path, precision="int8", max_drop=0.1)
+    [small] = exported(tiny_run / "best.pt", photos, one_of_twelve)
+    assert (small.refused, small.setting) == ("", "8 bits")
+    assert small.proof.reference_top1 - small.proof.top1 <= 0.1
     assert small.size < 0.4 * whole.size
     kinds = {node.op_type for node in onnx.load(small.path).graph.node}
     assert "QuantizeLinear" in kinds
@@ -232,7 +236,7 @@ def test_formats_that_cannot_have_a_precision_say_what_they_can():
         formats.find_writer("pt2", "float16")
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v3_small", photos)
     [result] = exported(source, photos, plan(tmp_path, formats=[name]))
@@ -328,3 +332,12 @@ def test_calibration_takes_as_many_of_each_class_as_there_are():
     assert np.bincount(labels[chosen]).tolist() == [6, 3, 6]
     assert chosen == balanced(labels, 15, seed=1) != balanced(labels, 15, seed=2)
     assert sorted(balanced(labels, 500, seed=1)) == list(range(73))
+
+
+def test_the_readme_shows_the_script_that_is_tested():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = [line.removeprefix("    ") for line in readme.splitlines()]
+    script = STANDALONE.read_text(encoding="utf-8").splitlines()
+    start = shown.index("session = onnxruntime.InferenceSession(sys.argv[1])")
+    begin = script.index(shown[start])
+    assert shown[start - begin : start - begin + len(script)] == script
