@@ -69,6 +69,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     scratch = folder / f".scratch.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a killed process with this number
         scratch.mkdir()
         yield scratch
     except OSError as error:

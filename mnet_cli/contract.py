@@ -15,6 +15,7 @@ from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import WeightsError
 
 FORMAT = 1
+MOST_BATCH = 4096
 KEY = "mnet"  # the contract's name in a file's metadata
 
 
@@ -27,7 +28,6 @@ class Contract:
         model_args: What it was built with besides the number of classes.
         class_names: In the order of the outputs.
         preprocess: How an image becomes the network's input, normalisation included.
-        recipe: The resolved recipe it was trained with, as plain values.
         source: `file` and `sha256` of the checkpoint.
         metrics: The checkpoint's, on its validation images.
         precision: `float32`, `float16` or `int8`.
@@ -35,6 +35,8 @@ class Contract:
         baked: The file takes pixels (N, S, S, 3), uint8, R, G, B, and gives probabilities (N, C);
             otherwise it takes normalised images (N, 3, S, S), float32, and gives logits.
         batch: N, where it is fixed; 0 for any.
+        calibration: `images`, `seed` and `sha256` (of the list of their hashes) of what integers
+            were calibrated on; empty otherwise.
         proof: What was measured on the file before it got its name: `images`, `max_delta` of
             the logits as a share of their range, `agreement` and `top1`, with `reference_top1`
             of the checkpoint.
@@ -45,13 +47,13 @@ class Contract:
     model_args: Mapping[str, Any]
     class_names: tuple[str, ...]
     preprocess: Preprocess
-    recipe: Mapping[str, Any]
     source: Mapping[str, str]
     metrics: Mapping[str, float]
     precision: str = "float32"
     setting: str = ""
     baked: bool = False
     batch: int = 0
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     proof: Mapping[str, float] = field(default_factory=dict)
     mnet_version: str = __version__
 
@@ -115,7 +117,14 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
         del content["input"], content["output"]
         content["class_names"] = _names(content["class_names"])
         content["preprocess"] = Preprocess.from_dict(content["preprocess"])
-        return Contract(**content)
+        contract = Contract(**content)
+        if not (
+            isinstance(contract.batch, int)
+            and 0 <= contract.batch <= MOST_BATCH
+            and isinstance(contract.baked, bool)
+        ):
+            raise ValueError("batch or baked")
+        return contract
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(
             where,

@@ -14,7 +14,7 @@ from mnet_cli.data.inference import Output, outputs_of
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.machine import BATCH
-from mnet_cli.recipe import restore_recipe
+from mnet_cli.recipe import load_recipe, restore_recipe
 from mnet_cli.runtimes import Classifier, Classify
 
 
@@ -91,7 +91,18 @@ def open_images(
     """
     if root is not None:
         return open_dataset(root, class_names=classifier.class_names, on_progress=on_progress)
-    recipe = restore_recipe(classifier.recipe, str(classifier.source))
+    beside = classifier.source.with_name("recipe.yaml")
+    if classifier.recipe:
+        recipe = restore_recipe(classifier.recipe, str(classifier.source))
+    elif beside.is_file():
+        recipe = load_recipe(beside)
+    else:
+        raise DataError(
+            str(classifier.source),
+            "no run directory around it that says which images",
+            "labelled images were expected",
+            "Name some with --data DIR",
+        )
     if not Path(recipe.data.root).is_dir():
         raise DataError(
             recipe.data.root,

@@ -11,7 +11,6 @@ CONTRACT = Contract(
     model_args={"width_mult": 1.0},
     class_names=("daisy", "Löwenzahn\n"),
     preprocess=Preprocess(224, 256, "bilinear", (0.5,) * 3, (0.2,) * 3, (255,) * 3),
-    recipe={"train": {"seed": 3}},
     source={"file": "best.pt", "sha256": "00"},
     metrics={"top1": 0.9},
 )
@@ -41,6 +40,16 @@ def test_input_and_output_are_spelled_out():
         json.dumps(CONTRACT.to_dict() | {"class_names": []}),
         json.dumps(CONTRACT.to_dict() | {"preprocess": {"image_size": 3}}),
         json.dumps(CONTRACT.to_dict() | {"stranger": 3}),
+        json.dumps(CONTRACT.to_dict() | {"batch": -3}),
+        json.dumps(CONTRACT.to_dict() | {"batch": "8"}),
+        json.dumps(CONTRACT.to_dict() | {"baked": 1}),
+        json.dumps(CONTRACT.to_dict() | {"preprocess": "x"}),
+        json.dumps(
+            CONTRACT.to_dict() | {"preprocess": CONTRACT.preprocess.to_dict() | {"std": [0, 1, 1]}}
+        ),
+        json.dumps(
+            CONTRACT.to_dict() | {"preprocess": CONTRACT.preprocess.to_dict() | {"mean": [0.5]}}
+        ),
         "[" * 100_000,
     ],
 )

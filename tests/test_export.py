@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -137,11 +139,12 @@ def test_a_baked_graph_sums_to_one_without_mnet(photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_fixed_batch_is_filled_up(name, photos, tmp_path):
+@pytest.mark.parametrize("batch", [5, 17])
+def test_a_fixed_batch_is_filled_up(name, batch, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v1", photos)
-    [result] = exported(source, photos, plan(tmp_path, formats=[name], batch=5))
+    [result] = exported(source, photos, plan(tmp_path, formats=[name], batch=batch))
     assert result.refused == ""
-    assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["batch"] == 5
+    assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["batch"] == batch
     assert np.abs(logits(result.path, photos) - logits(source, photos)).max() < 1e-4
 
 
@@ -164,15 +167,91 @@ def test_eight_bits_keep_the_accuracy_of_a_trained_network(tiny_run, photos, tmp
     assert "QuantizeLinear" in kinds
 
 
+@pytest.mark.parametrize("changes", [{"bake": True}, {"batch": 40}, {"bake": True, "batch": 3}])
+def test_eight_bits_go_with_the_other_options(changes, tiny_run, photos, tmp_path):
+    wanted = plan(tmp_path, precision="int8", max_drop=0.1, **changes)
+    [result] = exported(tiny_run / "best.pt", photos, wanted)
+    assert result.refused == ""
+    assert result.proof.top1 >= 0.9
+
+
+def test_half_precision_goes_with_baking(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v3_small", photos)
+    [result] = exported(source, photos, plan(tmp_path, precision="float16", bake=True))
+    assert result.refused == ""
+
+
+def test_a_conversion_that_fails_is_refused_and_the_others_go_on(photos, tmp_path, monkeypatch):
+    def fails(network):
+        raise RuntimeError("no such operator\nand more")
+
+    broken = {"float32": (formats.Setting("", fails),)}
+    monkeypatch.setattr("mnet_cli.export.onnx.PRECISIONS", broken)
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    first, second = exported(source, photos, plan(tmp_path, formats=["onnx", "torchscript"]))
+    assert first.refused == "RuntimeError: no such operator"
+    assert (first.path, second.refused) == (None, "")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_full_disk_leaves_no_part_of_a_file(number, photos, tmp_path, monkeypatch, capsys):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    before = sorted(tmp_path.iterdir())
+    calls = iter(range(1, 100))
+    real = os.fsync
+
+    def full(descriptor):
+        if next(calls) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(["export", str(source), "--data", str(photos)]) == 5
+    assert "No space left" in capsys.readouterr().err
+    assert tmp_path / "mobilenet_v1.onnx" not in [
+        path for path in tmp_path.iterdir() if path not in before and number < 4
+    ]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(photos, tmp_path, monkeypatch, capsys):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    (tmp_path / "file").touch()
+    command = ["export", str(source), "--data", str(photos), "--out", str(tmp_path / "file" / "x")]
+    assert run(command) == 5
+    captured = capsys.readouterr().err
+    assert "cannot be written" in captured
+    assert "own answers" not in captured
+
+
+def test_earlier_rows_stay_in_the_table(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    command = ["export", str(source), "--data", str(photos), "--quiet"]
+    assert run(command) == 0
+    assert run([*command, "--half"]) == 0
+    assert run([*command, "--force"]) == 0
+    rows = json.loads((tmp_path / "export.json").read_text())["files"]
+    assert [row["precision"] for row in rows] == ["float16", "float32"]
+
+
+def test_a_file_away_from_its_run_asks_for_images(photos, tmp_path, capsys):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    assert run(["export", str(source), "--data", str(photos), "--quiet"]) == 0
+    file = str(tmp_path / "mobilenet_v1.onnx")
+    assert run(["eval", "-c", file]) == 3
+    assert "--data DIR" in capsys.readouterr().err
+    assert run(["eval", "-c", file, "--data", str(photos)]) == 0
+
+
 def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_path, monkeypatch):
-    verdicts = iter(["too far"] * 4 + [""])
+    verdicts = iter(["too far"] * 4 + ["", ""])
     monkeypatch.setattr("mnet_cli.export.run.fault", lambda *_: next(verdicts))
     [result] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
     assert [reason for _, reason in result.tried] == ["too far"] * 4
     assert result.setting == "16-bit activations, squeeze-excitation and head in float"
-    assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["setting"] in (
-        result.setting
-    )
+    document = json.loads((tmp_path / f"{result.path.name}.json").read_text())
+    assert document["setting"] == result.setting
+    assert document["calibration"]["images"] == 12
 
 
 def test_what_differs_is_refused_and_leaves_no_file(photos, tmp_path, monkeypatch, capsys):
@@ -214,6 +293,8 @@ def test_files_are_replaced_only_when_asked_to(photos, tmp_path, capsys):
         (["--format", "onnx,tensorrt"], "tensorrt"),
         (["--int8", "--half"], "--int8"),
         (["--format", "torchscript", "--int8"], "cannot be int8"),
+        (["--max-drop", "0.1"], "no effect without --int8"),
+        (["--calibration", "10"], "no effect without --int8"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_done(
@@ -245,7 +326,8 @@ def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path
         with zipfile.ZipFile(result.path) as archive:
             parts = [archive.read(entry) for entry in archive.namelist()]
     here = str(Path(formats.__file__).parents[1]).encode()
-    assert not [part for part in parts if here in part or b"site-packages" in part]
+    traces = (here, b"site-packages", str(photos).encode(), str(tmp_path).encode())
+    assert not [trace for part in parts for trace in traces if trace in part]
 
 
 def test_an_onnx_file_is_classified_without_torch(tiny_run, photos):

@@ -30,6 +30,7 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
         "models.onnx_forward",
         "run_directory",
         "contract",
+        "own_files",
         "data.scan",
         "data.augment",
     ),

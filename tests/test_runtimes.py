@@ -1,4 +1,3 @@
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -7,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mnet_cli import own_files
 from mnet_cli.errors import UsageError, WeightsError
 from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.runtimes import choose_device, open_classifier
@@ -24,13 +24,6 @@ def test_missing_device_is_refused_not_replaced(monkeypatch):
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="--device gpu"):
         choose_device("gpu")
-
-
-def archive(path, **entries):
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content in entries.items():
-            file.writestr(f"model/{name}", content)
-    return path
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".torchscript", ".pt2"])
@@ -58,24 +51,24 @@ class Marker:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize(
-    "name", ["data/sample_inputs/model.pt", "data/aotinductor/model/kernel.so", "data.pkl"]
-)
-def test_an_archive_with_code_in_it_is_refused_and_not_run(name, tmp_path):
-    marker = tmp_path / "marker"
-    hostile = pickle.dumps(Marker(marker))
-    content = {name: hostile, "archive_format": "pt2", "models/model.json": "{}"}
-    path = archive(tmp_path / "model.pt2", **content)
-    with pytest.raises(WeightsError):
+@pytest.mark.parametrize("suffix", [".torchscript", ".pt2"])
+def test_archives_from_elsewhere_are_refused_before_torch_sees_them(suffix, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / f"model{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data/constants/opaque_obj_0", pickle.dumps(Marker(marker)))
+    with pytest.raises(WeightsError, match="not written by this user's mnet export"):
         open_classifier(path, "cpu")
     assert not marker.exists()
 
 
-def test_an_archive_that_asks_for_pickle_is_refused(tmp_path):
-    config = json.dumps({"config": {"weight": {"path_name": "weight_0", "use_pickle": True}}})
-    path = archive(tmp_path / "model.pt2", **{"data/weights/model_weights_config.json": config})
-    with pytest.raises(WeightsError, match="could run code"):
-        open_classifier(path, "cpu")
+def test_our_own_file_is_refused_once_it_is_changed(tmp_path):
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"as it was written")
+    own_files.sign(path.read_bytes())
+    assert own_files.read_own(path) == b"as it was written"
+    path.write_bytes(b"as it was changed")
+    with pytest.raises(WeightsError, match="not written by"):
+        own_files.read_own(path)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])

@@ -21,7 +21,7 @@ def bench(
     from mnet_cli.runtimes import open_classifier
     from mnet_cli.timing import time_classifiers
 
-    classifiers = {str(file): open_classifier(file, "cpu") for file in files}
+    classifiers = {str(file): open_classifier(file, "cpu") for file in dict.fromkeys(files)}
     with console.bar("timing", unit="round") as on_progress:
         timings = time_classifiers(classifiers, rounds, on_progress)
     document: dict[str, Any] = {

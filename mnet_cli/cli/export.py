@@ -1,5 +1,6 @@
 """`mnet export`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,11 +40,17 @@ def export(
         int, typer.Option(min=0, max=4096, help="Fix the images a call; 0 leaves them free.")
     ] = 0,
     calibration: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Photographs that --int8 calibrates on.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1, max=5_000, help="Photographs that --int8 calibrates on.", show_default="200"
+        ),
+    ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of top-1 that --int8 may cost.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of top-1 that --int8 may cost.", show_default="0.01"
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled images to prove it on.", show_default="the recipe's"),
@@ -57,6 +64,9 @@ def export(
     """Write files for other runtimes, proven on the validation photographs."""
     if int8 and half:
         raise UsageError("--int8", "given with --half", "one of the two was expected")
+    for option, value in (("--calibration", calibration), ("--max-drop", max_drop)):
+        if value is not None and not int8:
+            raise UsageError(option, "no effect without --int8")
 
     from mnet_cli import export as exporting
     from mnet_cli.checkpoint import load_checkpoint
@@ -73,12 +83,12 @@ def export(
         precision="int8" if int8 else "float16" if half else "float32",
         bake=bake,
         batch=batch,
-        calibration=calibration,
-        max_drop=max_drop,
+        calibration=200 if calibration is None else calibration,
+        max_drop=0.01 if max_drop is None else max_drop,
         out=out or source.parent,
         force=force,
     )
-    exporting.check_plan(checkpoint, plan)
+    exporting.check_plan(checkpoint, plan)  # before a minute is spent
     reference = open_classifier(source, "cpu")
     with console.bar("checking images") as on_progress:
         images = open_images(reference, data, on_progress)
@@ -93,8 +103,8 @@ def export(
     }
     with console.bar("timing", unit="round") as on_progress:
         timings = time_classifiers(classifiers, ROUNDS, on_progress)
-    document = _document(source, plan.calibration, results, timings)
-    write_json(plan.out / "export.json", document)
+    document = _document(source, results, timings)
+    write_json(plan.out / "export.json", _with_earlier(plan.out / "export.json", document))
     console.show(document, lambda: _show(document))
     refused = [result for result in results if result.refused]
     if refused:
@@ -102,17 +112,14 @@ def export(
             ", ".join(f"{result.format} {result.precision}" for result in refused),
             refused[0].refused,
             "answers like the checkpoint's were expected",
-            "No such file was written",
+            "No file was written or replaced",
         )
 
 
 def _document(
-    source: Path,
-    calibration: int,
-    results: "Sequence[Exported]",
-    timings: "dict[str, Timing]",
+    source: Path, results: "Sequence[Exported]", timings: "dict[str, Timing]"
 ) -> dict[str, Any]:
-    """The content of `export.json`; paths are names beside it."""
+    """The result; files are named as they stand beside `export.json`."""
     rows = []
     for result in results:
         row: dict[str, Any] = {
@@ -131,13 +138,30 @@ def _document(
     return {
         "checkpoint": {
             "file": source.name,
+            "runs_by": "ONNX Runtime, float32",
             "bytes": source.stat().st_size,
             **vars(timings["checkpoint"]),
         },
-        "calibration": calibration if any(r.precision == "int8" for r in results) else None,
         "threads": 1,
         "files": rows,
     }
+
+
+def _with_earlier(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Add the rows that earlier exports wrote there, of files that are still as they were."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))["files"]
+        names = {(row["format"], row["precision"]) for row in document["files"]}
+        kept = [
+            row
+            for row in earlier
+            if (row["format"], row["precision"]) not in names
+            and row["file"]
+            and path.with_name(row["file"]).exists()
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = []  # none there, or not ours
+    return {**document, "files": [*kept, *document["files"]]}
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -145,7 +169,7 @@ def _show(document: dict[str, Any]) -> None:
     proven = next((row for row in document["files"] if "reference_top1" in row), None)
     rows: list[tuple[str, ...]] = [
         (
-            checkpoint["file"],
+            f"{checkpoint['file']} by ONNX Runtime",
             "float32",
             f"{checkpoint['bytes'] / 1e6:.1f}",
             "",

@@ -41,7 +41,13 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be prepared with."""
-        if self.interpolation not in RESAMPLING or not 1 <= self.image_size <= self.resize:
+        colours = (self.mean, self.std, self.background)
+        if (
+            self.interpolation not in RESAMPLING
+            or not 1 <= self.image_size <= self.resize
+            or any(len(values) != 3 for values in colours)
+            or not all(value > 0 for value in self.std)
+        ):
             raise ValueError(f"no such preprocessing: {self}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from mnet_cli.metrics import softmax, topk_accuracy
 from mnet_cli.runtimes import Classify
 
+LEAST_RANGE = 1e-6  # of logits that are all the same
 LEAST_AGREEMENT = 0.995  # of the best classes, in floating point
 # Largest difference of a logit, as a share of their range. Half precision has 11 bits, and
 # some fifty layers round one after the other.
@@ -70,7 +71,7 @@ def compare(
     if probabilities:
         difference, scale = np.abs(softmax(found) - softmax(expected)), 1.0
     else:
-        difference, scale = np.abs(found - expected), float(np.ptp(expected))
+        difference, scale = np.abs(found - expected), max(float(np.ptp(expected)), LEAST_RANGE)
     return Proof(
         images=len(labels),
         max_delta=float(difference.max() / scale),
@@ -89,9 +90,9 @@ def fault(proof: Proof, precision: str, max_drop: float) -> str:
     if precision == "int8":
         drop = proof.reference_top1 - proof.top1
         # A share of images is a whole number of them: 0.01 of 200 means two.
-        too_much = round(drop * proof.images) > max_drop * proof.images + 1e-9
-        return f"top-1 falls by {drop:.4f}, at most {max_drop:g} is allowed" if too_much else ""
-    if proof.max_delta > MOST_DELTA[precision]:
+        allowed = round(drop * proof.images) <= max_drop * proof.images + 1e-9
+        return "" if allowed else f"top-1 falls by {drop:.4f}, at most {max_drop:g} is allowed"
+    if not proof.max_delta <= MOST_DELTA[precision]:
         most = MOST_DELTA[precision]
         return f"logits differ by {proof.max_delta:.1e} of their range, at most {most:g} is allowed"
     if proof.agreement < LEAST_AGREEMENT:

@@ -97,7 +97,7 @@ def quantize(
 
 
 def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:
-    """Run the graph on each input and find the range of every tensor of floats."""
+    """Run the graph, of any batch, on each input and find the range of every tensor of floats."""
     widened = ModelProto()
     widened.CopyFrom(model)
     known = {value.name for value in model.graph.output}
@@ -114,12 +114,10 @@ def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:
         names.append(taken.name)
     samples: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     means: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    size = taken.shape[0] if isinstance(taken.shape[0], int) else 1
-    for at in range(0, len(inputs) - size + 1, size):
-        fed = inputs[at : at + size]
+    for fed in np.split(inputs, len(inputs)):
         for name, array in zip(names, [*session.run(None, {taken.name: fed}), fed], strict=False):
             flat = array.ravel()
-            samples[name].append(flat[:: max(1, len(flat) // (SAMPLED * size))])
+            samples[name].append(flat[:: max(1, len(flat) // (SAMPLED))])
             means[name].append(array.mean(axis=(0, *range(2, array.ndim))))
     observed = {}
     for name in names:
@@ -241,10 +239,7 @@ def _is_depthwise(node: NodeProto) -> bool:
 
 
 def _run(model: ModelProto, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    forward = OnnxForward(model.SerializeToString())
-    size = forward.batch or len(inputs)
-    parts = range(0, len(inputs) - size + 1, size)
-    return np.concatenate([forward(inputs[at : at + size]) for at in parts])
+    return OnnxForward(model.SerializeToString())(inputs)
 
 
 @contextmanager

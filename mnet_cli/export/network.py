@@ -1,7 +1,7 @@
 """What is exported: a trained network, in the form in which it will be used."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ class Network:
     module: nn.Module
     contract: Contract
     calibration: Callable[[], NDArray[Any]]
+
+    def with_batch(self, batch: int) -> "Network":
+        """The same network with that batch; 0 leaves it free."""
+        return replace(self, contract=replace(self.contract, batch=batch))
 
     def example(self) -> Tensor:
         """Inputs of the right shape: as many as the batch that is fixed, or two."""

@@ -36,7 +36,7 @@ def _convert_half(network: Network) -> ModelProto:
 
 @lru_cache(maxsize=1)
 def _observed(network: Network) -> tuple[ModelProto, dict[str, Observed]]:
-    model = convert(network)
+    model = convert(network.with_batch(0))
     return model, observe(model, network.calibration())
 
 
@@ -47,7 +47,10 @@ def _costs(network: Network) -> dict[str, float]:
 
 
 def _convert_int8(rung: Rung, network: Network) -> ModelProto:
-    return quantize(*_observed(network), rung, partial(_costs, network))
+    model = quantize(*_observed(network), rung, partial(_costs, network))
+    if network.contract.batch:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = network.contract.batch
+    return model
 
 
 PRECISIONS = {

@@ -1,10 +1,14 @@
 """OpenVINO's intermediate representation: an .xml of the graph and a .bin of the weights."""
 
+import errno
 import io
+import logging
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 
 from mnet_cli.contract import KEY, Contract
@@ -24,16 +28,19 @@ def _convert_int8(network: Network, **options: Any) -> Any:
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     inputs = network.calibration()
-    size = network.contract.batch or 1
-    parts = [inputs[at : at + size] for at in range(0, len(inputs) - size + 1, size)]
-    return nncf.quantize(
-        _convert(network),
-        nncf.Dataset(parts),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(parts),
-        advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-        **options,
-    )
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):  # where its progress bars go
+        model = nncf.quantize(
+            _convert(network.with_batch(0)),
+            nncf.Dataset(np.split(inputs, len(inputs))),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(inputs),
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+            **options,
+        )
+    if network.contract.batch:
+        model.reshape([*network.example().shape])
+    return model
 
 
 PRECISIONS = {
@@ -51,7 +58,10 @@ PRECISIONS = {
 def save(program: Any, path: Path, contract: Contract) -> None:
     """Write both files, the contract among the model's runtime information."""
     program.set_rt_info(contract.to_json(), KEY)
-    openvino.save_model(program, path, compress_to_fp16=contract.precision == "float16")
+    try:
+        openvino.save_model(program, path, compress_to_fp16=contract.precision == "float16")
+    except RuntimeError as error:  # all that it makes of what the disk says
+        raise OSError(errno.EIO, str(error).splitlines()[-1], str(path)) from error
 
 
 def check(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Archives of torch.export (.pt2): the network as a graph of ATen operators."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 from mnet_cli.contract import KEY, Contract
 from mnet_cli.export.formats import Setting
 from mnet_cli.export.network import Network
+from mnet_cli.own_files import sign
 from mnet_cli.runtimes.pt2 import load
 
 
@@ -26,9 +28,12 @@ PRECISIONS = {"float32": (Setting("", _convert),)}
 
 def save(program: ExportedProgram, path: Path, contract: Contract) -> None:
     """Write the archive with its contract as an extra file."""
-    torch.export.save(program, path, extra_files={KEY: contract.to_json()})
+    content = io.BytesIO()  # torch makes a RuntimeError of what the disk says
+    torch.export.save(program, content, extra_files={KEY: contract.to_json()})
+    path.write_bytes(content.getvalue())
+    sign(content.getvalue())
 
 
 def check(path: Path) -> None:
-    """Load the archive as strangers' are loaded."""
+    """Load the archive."""
     load(path, "cpu")

@@ -1,8 +1,9 @@
 """The story of an export: convert, check, run, compare, and only then hand over."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mnet_cli.checkpoint import Checkpoint, build_from
 from mnet_cli.contract import Contract
 from mnet_cli.data.dataset import DataSet
 from mnet_cli.data.inference import outputs_of
-from mnet_cli.errors import UsageError
+from mnet_cli.errors import DataError, MachineError, RefusedError, UsageError
 from mnet_cli.evaluate import stacked
 from mnet_cli.export.formats import FORMATS, PRECISIONS, Writer, find_writer
 from mnet_cli.export.gate import Proof, compare, eager, fault
@@ -109,32 +110,43 @@ def export(
     Raises:
         UsageError, MachineError: As `check_plan` does, or the disk refused.
         DataError: A photograph has become unreadable.
+        RefusedError: The checkpoint's own answers are not numbers.
     """
     writers = check_plan(checkpoint, plan)
     remove_leftovers(plan.out)
     model = build_from(checkpoint)
+    on_step("the checkpoint's own answers")
+    split = "val" if "val" in images.splits else "all"
+    files = images.files(split)
+    expected = _answers(eager(model), checkpoint.preprocess, files)
+    if not np.isfinite(expected).all():
+        raise RefusedError(str(source), "answers that are not finite", "numbers were expected")
+    photographs = Photographs(files, images.splits[split].labels, expected)
+    seed = int(checkpoint.recipe["train"]["seed"])
+    chosen, calibration = calibration_photographs(images, plan, seed)
     contract = Contract(
         arch=checkpoint.arch,
         model_args=checkpoint.model_args,
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
-        recipe=checkpoint.recipe,
         source={"file": source.name, "sha256": file_sha256(source)},
         metrics=checkpoint.metrics,
         precision=plan.precision,
         baked=plan.bake,
         batch=plan.batch,
+        calibration=calibration,
     )
+
+    @cache
+    def calibration_inputs() -> NDArray[Any]:
+        preprocess = classified_preprocess(contract)
+        return as_input(_answers(lambda pixels: pixels, preprocess, chosen), contract)
+
     network = Network(
         Baked(model, checkpoint.preprocess).eval() if plan.bake else model,
         contract,
-        cache(partial(calibration_inputs, images, contract, plan.calibration)),
+        calibration_inputs,
     )
-    on_step("the checkpoint's own answers")
-    split = "val" if "val" in images.splits else "all"
-    files = images.files(split)
-    expected = _answers(eager(model), checkpoint.preprocess, files)
-    photographs = Photographs(files, images.splits[split].labels, expected)
     for name, writer in writers.items():
         target = plan.out / _file_name(checkpoint.arch, name, plan)
         yield _export_one(name, writer, network, target, photographs, plan, on_step)
@@ -145,13 +157,16 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Writer]:
 
     Raises:
         UsageError: A format is unknown, cannot have that precision, or its file is there.
-        MachineError: An extra is not installed.
+        MachineError: An extra is not installed, or the folder cannot be written.
     """
     writers = {name: find_writer(name, plan.precision) for name in plan.formats}
     for name in writers:
         target = plan.out / _file_name(checkpoint.arch, name, plan)
-        if target.exists() and not plan.force:
-            raise UsageError(str(target), "exists", "a new file was expected", "Or add --force")
+        for path in (target, target.with_suffix(".bin"), _document(target)):
+            if path.exists() and not plan.force:
+                raise UsageError(str(path), "exists", "a new file was expected", "Or add --force")
+    with scratch_folder(plan.out):
+        pass  # it can be written
     return writers
 
 
@@ -169,17 +184,26 @@ def _export_one(
     proof = None
     for setting in writer.PRECISIONS[plan.precision]:
         on_step(f"{name} {plan.precision} {setting.title}".rstrip())
-        program = setting.convert(network)
         contract = replace(network.contract, setting=setting.title)
         with scratch_folder(plan.out) as scratch:
             file = scratch / target.name
-            writer.save(program, file, contract)
-            writer.check(file)
-            refused, proof = _judge(file, contract, photographs, plan.max_drop)
-            if not refused and proof:
-                proven = contract.proven(proof.to_dict())
-                writer.save(program, file, proven)
-                size = _hand_over(file, target, proven)
+            try:
+                program = setting.convert(network)
+                writer.save(program, file, contract)
+                writer.check(file)
+                refused, proof = _judge(file, contract, photographs, plan.max_drop)
+                if not refused and proof:
+                    contract = contract.proven(proof.to_dict())
+                    writer.save(program, file, contract)
+                    writer.check(file)
+                    _refuse_other(file, contract, photographs, plan.max_drop)
+            except (MachineError, DataError, OSError):
+                raise
+            except Exception as error:  # converters and runtimes raise what they like
+                text = str(error).strip().splitlines() or [""]
+                refused = f"{type(error).__name__}: {text[0]}"
+            if not refused:
+                size = _hand_over(file, target, contract)
                 return Exported(
                     name, plan.precision, setting.title, target, size, proof, "", (*tried,)
                 )
@@ -202,33 +226,51 @@ def _judge(
     return fault(proof, contract.precision, max_drop), proof
 
 
+def _refuse_other(
+    file: Path, contract: Contract, photographs: Photographs, max_drop: float
+) -> None:
+    """Look at the file once more, now that it carries its proof: a few photographs must do."""
+    number = min(BATCH, len(photographs.files))
+    few = Photographs(
+        [photographs.files[index] for index in range(number)],
+        photographs.labels[:number],
+        photographs.expected[:number],
+    )
+    refused, proof = _judge(file, contract, few, max_drop=1.0)
+    if refused or proof is None or not np.isfinite(proof.max_delta):
+        raise ValueError(f"the file changed when its proof was written: {refused}")
+
+
 def _hand_over(file: Path, target: Path, contract: Contract) -> int:
-    """Move a proven file, its companions first, to its final name; its size in bytes."""
-    companions = [path for path in file.parent.iterdir() if path != file]
-    size = sum(path.stat().st_size for path in (file, *companions))
-    document = {**contract.to_dict(), "file": {"name": target.name, "bytes": size}}
-    for path in (*companions, file):
+    """Move a proven file to its final name, and its companions before it; its size in bytes.
+
+    An older file goes first, so that at no moment parts of two stand together.
+    """
+    size = sum(path.stat().st_size for path in file.parent.iterdir())
+    about = {"name": target.name, "bytes": size, "sha256": file_sha256(file)}
+    write_json(_document(file), {**contract.to_dict(), "file": about})
+    target.unlink(missing_ok=True)
+    for path in sorted(file.parent.iterdir(), key=lambda path: path == file):
         settle(path, target.with_name(path.name))
-    document["file"]["sha256"] = file_sha256(target)
-    write_json(target.with_name(f"{target.name}.json"), document)
     return size
 
 
-def calibration_inputs(images: DataSet, contract: Contract, count: int) -> NDArray[Any]:
-    """Training photographs to calibrate with, balanced by class, as the file takes them (n, …).
+def calibration_photographs(
+    images: DataSet, plan: Plan, seed: int
+) -> tuple[list[Path], dict[str, Any]]:
+    """Choose training photographs to calibrate with, as many of each class.
 
-    The same photographs are taken for the same recipe's seed.
-
-    Raises:
-        DataError: A photograph has become unreadable.
+    Returns:
+        The files, and what the contract says of them; nothing where nothing is calibrated.
     """
+    if plan.precision != "int8":
+        return [], {}
     split = "train" if "train" in images.splits else "all"
-    chosen = balanced(images.splits[split].labels, count, _seed(contract))
-    files = images.files(split)
-    inputs = _answers(
-        lambda pixels: pixels, classified_preprocess(contract), [files[index] for index in chosen]
-    )
-    return as_input(inputs, contract)
+    samples, files = images.splits[split], images.files(split)
+    chosen = balanced(samples.labels, plan.calibration, seed)
+    digest = hashlib.sha256(samples.sha256[chosen].tobytes()).hexdigest()
+    about = {"images": len(chosen), "split": split, "seed": seed, "sha256": digest}
+    return [files[index] for index in chosen], about
 
 
 def balanced(labels: NDArray[np.int64], count: int, seed: int) -> list[int]:
@@ -250,5 +292,6 @@ def _file_name(arch: str, name: str, plan: Plan) -> str:
     return f"{arch}{PRECISIONS[plan.precision]}{baked}{FORMATS[name].suffix}"
 
 
-def _seed(contract: Contract) -> int:
-    return int(contract.recipe["train"]["seed"])
+def _document(target: Path) -> Path:
+    """The contract beside a file."""
+    return target.with_name(f"{target.name}.json")

@@ -1,5 +1,6 @@
 """TorchScript files: a trace of the network, for programs that have torch."""
 
+import io
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ import torch
 from mnet_cli.contract import KEY, Contract
 from mnet_cli.export.formats import Setting
 from mnet_cli.export.network import Network
+from mnet_cli.own_files import sign
 
 
 def _convert(network: Network) -> Any:
     with without_advice():
-        traced = torch.jit.trace(network.module, network.example(), check_trace=False)
+        traced = torch.jit.trace(network.module, network.example(), check_trace=False)  # type: ignore[no-untyped-call]
         return torch.jit.freeze(traced)
 
 
@@ -25,25 +27,28 @@ PRECISIONS = {"float32": (Setting("", _convert),)}
 
 def save(program: Any, path: Path, contract: Contract) -> None:
     """Write the archive with its contract as an extra file, and no paths of this machine."""
+    whole = io.BytesIO()  # torch makes a RuntimeError of what the disk says
     with without_advice():
-        torch.jit.save(program, path, _extra_files={KEY: contract.to_json()})
-    drop_entries(path, ".debug_pkl")
+        torch.jit.save(program, whole, _extra_files={KEY: contract.to_json()})
+    content = without_entries(whole, ".debug_pkl")  # they name source files
+    path.write_bytes(content)
+    sign(content)
 
 
 def check(path: Path) -> None:
     """Load the archive."""
     with without_advice():
-        torch.jit.load(path, "cpu")
+        torch.jit.load(path, "cpu")  # type: ignore[no-untyped-call]
 
 
-def drop_entries(path: Path, suffix: str) -> None:
-    """Write a zip archive again without the entries that end so: they name source files."""
-    slim = path.with_name(f"{path.name}.slim")
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(slim, "w") as copy:
+def without_entries(archive: io.BytesIO, suffix: str) -> bytes:
+    """A zip archive without the entries whose names end so."""
+    slim = io.BytesIO()
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(slim, "w") as copy:
         for entry in whole.infolist():
             if not entry.filename.endswith(suffix):
                 copy.writestr(entry, whole.read(entry))
-    slim.replace(path)
+    return slim.getvalue()
 
 
 @contextmanager

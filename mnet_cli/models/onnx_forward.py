@@ -31,8 +31,9 @@ class OnnxForward:
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     def __call__(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Run the network, `BATCH` inputs at a time."""
-        parts = [inputs[at : at + BATCH] for at in range(0, len(inputs), BATCH)]
+        """Run the network, `BATCH` inputs at a time, or as many as the graph takes."""
+        step = self.batch or BATCH
+        parts = [inputs[at : at + step] for at in range(0, len(inputs), step)]
         return np.concatenate([self.session.run(None, {self.input: part})[0] for part in parts])
 
     def __reduce__(self) -> tuple[type["OnnxForward"], tuple[bytes]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import UsageError
+from mnet_cli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,10 @@ class Classifier:
         classify: Images to logits.
         class_names: In the order of the logits.
         preprocess: How an image becomes the input of `classify`.
-        recipe: The resolved recipe it was trained with, as plain values.
+        recipe: The resolved recipe it was trained with, as plain values; empty for an exported
+            file, which does not carry it.
         source: The file it was read from.
+        batch: Images that it computes at a time, whatever it is given; 0 for any number.
     """
 
     classify: Classify
@@ -52,6 +54,7 @@ class Classifier:
     preprocess: Preprocess
     recipe: dict[str, Any]
     source: Path
+    batch: int = 0
 
 
 def open_classifier(path: Path, device: str) -> Classifier:
@@ -70,19 +73,30 @@ def open_classifier(path: Path, device: str) -> Classifier:
         classify=as_classify(run, contract),
         class_names=contract.class_names,
         preprocess=classified_preprocess(contract),
-        recipe=dict(contract.recipe),
+        recipe={},
         source=path,
+        batch=contract.batch,
     )
 
 
 def as_classify(run: Run, contract: Contract) -> Classify:
-    """Feed an exported file as its contract says: pixels if baked, a fixed batch filled up."""
+    """Feed an exported file as its contract says: pixels if baked, a fixed batch filled up.
+
+    The function raises WeightsError if the file does not give what its contract says.
+    """
 
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs = as_input(images, contract)
         size = contract.batch or len(inputs)
         outputs = [run(_filled(inputs[at : at + size], size)) for at in range(0, len(inputs), size)]
         found = np.concatenate(outputs)[: len(images)]
+        if found.shape != (len(images), len(contract.class_names)):
+            raise WeightsError(
+                contract.arch,
+                f"gives outputs of shape {found.shape}",
+                f"a number for each of {len(contract.class_names)} classes was expected",
+                "Export it again",
+            )
         return np.log(np.maximum(found, LEAST)) if contract.baked else found
 
     return classify

@@ -11,8 +11,6 @@ from mnet_cli.runtimes import Run, require_cpu
 def load(path: Path, device: str) -> tuple[Run, Contract]:
     """Open an ONNX file; a call runs on the calling thread.
 
-    The file is read whole before the runtime sees it, so that it can point to no other file.
-
     Raises:
         WeightsError: It is missing, damaged, or not from mnet export.
         UsageError: Another device than the CPU was named.

@@ -1,5 +1,6 @@
 """TorchScript files, by torch."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -9,25 +10,24 @@ from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
 from mnet_cli.errors import WeightsError
+from mnet_cli.own_files import read_own
 from mnet_cli.runtimes import Run, choose_device
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:
     """Open a TorchScript archive; on a CPU a call runs on the calling thread.
 
-    Torch reads these without Python's pickle, and what they hold can call torch's operators
-    only.
-
     Raises:
-        WeightsError: It is missing, damaged, or not from mnet export.
+        WeightsError: It is missing, damaged, or not from this user's mnet export.
         UsageError: The device is not to be had.
     """
     chosen = choose_device(device)
     extra = {KEY: ""}
+    content = read_own(path)
     try:
         with warnings.catch_warnings():  # they advise to use another format
             warnings.simplefilter("ignore")
-            module = torch.jit.load(path, chosen, _extra_files=extra)
+            module = torch.jit.load(io.BytesIO(content), chosen, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
             str(path),
