@@ -2,8 +2,10 @@
 
 Format 1 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
 `format`, `mnet_version`, `arch`, `model_args`, `state_dict`, `class_names`, `preprocess`,
-`recipe` and `metrics`. `last.pt` adds `optimizer`, `scheduler`, `ema`, `epoch`, `step` and
-`seed`. The `state_dict` of V2 and V3 has torchvision's names.
+`recipe` and `metrics`. `last.pt` adds what a run goes on from: `optimizer`, `scheduler`,
+`scaler`, `ema`, `epoch`, `step`, `seed`, `account` (of the weights it began with), `running`
+(the epoch that is under way) and `history` (the epochs before). The `state_dict` of V2 and V3
+has torchvision's names.
 """
 
 from collections.abc import Mapping
@@ -20,7 +22,10 @@ from mnet_cli.models.registry import build_model
 from mnet_cli.tensorfile import read_tensors, write_tensors
 
 FORMAT = 1
-TRAINING_KEYS = ("optimizer", "scheduler", "ema", "epoch", "step", "seed")
+TRAINING_KEYS = (
+    "optimizer", "scheduler", "scaler", "ema", "epoch", "step", "seed", "account", "running",
+    "history",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

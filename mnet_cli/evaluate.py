@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Evaluation:
         class_names: In the order of the logits.
         paths: The N images.
         labels: True classes (N,).
-        probabilities: (N, C), rows sum to 1.
+        logits: (N, C).
         loss: Mean cross-entropy in nats.
         top1, top3: Share of images whose class is the best, among the best three, in 0..1.
         interval: 95% Wilson interval of `top1`.
@@ -39,7 +40,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     paths: Sequence[Path]
     labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float32]
     loss: float
     top1: float
     top3: float
@@ -48,6 +49,11 @@ class Evaluation:
     calibration_error: float
     confusion: NDArray[np.int64]
     scores: list[metrics.ClassScore]
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(N, C), rows sum to 1."""
+        return metrics.softmax(self.logits)
 
     def figures(self) -> dict[str, float]:
         """The scalar scores by name."""
@@ -198,7 +204,7 @@ def score(
         class_names=tuple(class_names),
         paths=paths,
         labels=labels,
-        probabilities=probabilities,
+        logits=logits,
         loss=metrics.cross_entropy(logits, labels),
         top1=metrics.topk_accuracy(logits, labels, 1),
         top3=metrics.topk_accuracy(logits, labels, 3),

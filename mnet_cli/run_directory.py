@@ -3,16 +3,20 @@
 import csv
 import json
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mnet_cli.atomic import atomic_write
 from mnet_cli.errors import MachineError, UsageError, WeightsError
 
 LATEST = "latest"
+LOCK = ".lock"  # held by the process that trains; it says which
 
 
 def create_run(root: Path, name: str) -> Path:
@@ -53,6 +57,36 @@ def claim_run(folder: Path) -> Path:
             f"--out {folder}", "not empty", "a new or empty folder was expected", "Name another"
         )
     return folder
+
+
+def own_run(folder: Path) -> FileLock:
+    """Become the one owner of a run directory, as long as the lock is held and this process lives.
+
+    Raises:
+        MachineError: Another process owns it, or the folder cannot be written.
+    """
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+        path.write_text(f"pid {os.getpid()} on host {platform.node()}", encoding="utf-8")
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8", errors="replace") or "another process"
+        raise MachineError(
+            str(folder),
+            f"in use by {owner}",
+            "a run of one process was expected",
+            "Wait for it, or name another directory with --out",
+        ) from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    return lock
+
+
+def disown_run(folder: Path, lock: FileLock) -> None:
+    """Give up a run directory that nothing was written to."""
+    lock.release()
+    (folder / LOCK).unlink(missing_ok=True)
 
 
 def point_latest(root: Path, folder: Path) -> None:

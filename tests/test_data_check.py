@@ -1,7 +1,9 @@
+import errno
 import hashlib
 import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import platformdirs
@@ -84,3 +86,16 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_checked_again(tmp_p
     first = check_images([path]).sha256
     shutil.copy2(other, path)
     assert not np.array_equal(check_images([path]).sha256, first)
+
+
+def test_a_read_that_failed_once_is_tried_again(photos, monkeypatch):
+    path = next(photos.rglob("*.jpg"))
+    real = Path.read_bytes
+
+    def fails(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    assert check_images([path]).faults == {0: "cannot be read (Input/output error)"}
+    monkeypatch.setattr(Path, "read_bytes", real)
+    assert check_images([path]).faults == {}

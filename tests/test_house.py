@@ -10,6 +10,7 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
     (
         "atomic",
         "hashing",
+        "interrupts",
         "machine",
         "metrics",
         "text",
@@ -45,7 +46,14 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
         "data.sample",
         "data.flower_photos",
     ),
-    ("models.weights", "models.forward", "models.summary", "checkpoint", "data.dataset"),
+    (
+        "models.weights",
+        "models.forward",
+        "models.summary",
+        "checkpoint",
+        "data.dataset",
+        "data.doctor",
+    ),
     ("features", "runtimes"),
     ("evaluate", "predict", "timing"),
     ("train", "report", "export"),
@@ -107,3 +115,14 @@ def test_the_command_line_and_the_recipe_load_no_torch():
             names = {a.name for n in top if isinstance(n, ast.Import) for a in n.names}
             names |= {n.module or "" for n in top if isinstance(n, ast.ImportFrom)}
             assert not {n for n in names if n.split(".")[0] in ("torch", "torchvision")}, path
+
+
+def test_torch_loads_plain_tensors_only():
+    bare = []
+    for _, path in rooms():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                asked = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                if asked.get("weights_only") != "True":
+                    bare.append(f"{path.name}:{node.lineno}")
+    assert not bare

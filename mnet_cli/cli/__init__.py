@@ -5,19 +5,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
 from typer.exceptions import Abort, TyperException
 
 from mnet_cli import console
 from mnet_cli.cli.app import app
 from mnet_cli.errors import MachineError, MnetError, UsageError
+from mnet_cli.interrupts import Terminated, raise_terminated
 
 INTERRUPTED, TERMINATED, BUG = 130, 143, 1
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; not an Exception, so that nothing on the way swallows it."""
 
 
 def main() -> None:
@@ -25,7 +21,7 @@ def main() -> None:
     # Imports make hundreds of thousands of objects that stay. To search them for garbage again
     # and again takes half a second with torch, and as much once more at the exit.
     gc.set_threshold(100_000)
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, raise_terminated)
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
     # No file name and no terminal's encoding may stop a command half-way.
@@ -82,7 +78,3 @@ def _usage_error(error: TyperException) -> UsageError:
     command = context.command_path if context else "mnet"
     message = error.format_message().rstrip(".?")
     return UsageError(command, message[:1].lower() + message[1:], "", f"See {command} --help")
-
-
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated

@@ -11,7 +11,7 @@ import typer
 from mnet_cli import __version__, console
 from mnet_cli.cli.bench import bench
 from mnet_cli.cli.cache import clear, show_cache
-from mnet_cli.cli.data import fetch, sample, split
+from mnet_cli.cli.data import check, fetch, sample, split
 from mnet_cli.cli.evaluate import evaluate
 from mnet_cli.cli.export import export
 from mnet_cli.cli.info import info
@@ -85,7 +85,10 @@ app = _group(
     },
 )
 app.add_typer(
-    _group("Draw, fetch and split data sets.", {"sample": sample, "fetch": fetch, "split": split}),
+    _group(
+        "Draw, fetch, split and check data sets.",
+        {"sample": sample, "fetch": fetch, "split": split, "check": check},
+    ),
     name="data",
 )
 app.add_typer(

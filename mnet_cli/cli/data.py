@@ -7,16 +7,50 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mnet_cli import console
-from mnet_cli.errors import UsageError
+from mnet_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from mnet_cli.data.doctor import Health
     from mnet_cli.data.split import SplitCounts
+
+LISTED = 10  # findings of a kind on the screen; --json lists all
 
 FolderArgument = Annotated[Path, typer.Argument(help="Where to put it.")]
 ValOption = Annotated[
     float, typer.Option("--val", min=0.001, max=0.999, help="Share of each class set aside as val.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives another set.")]
+
+
+def check(
+    root: Annotated[
+        Path, typer.Argument(help="A folder with train/ and val/, or one folder of classes.")
+    ],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 at any finding, not at serious ones only.")
+    ] = False,
+) -> None:
+    """Look for bad images, duplicates and classes that do not fit; change nothing."""
+    from mnet_cli.data.doctor import SERIOUS, examine
+
+    with console.bar("looking") as on_progress:
+        health = examine(root, on_progress)
+    document = {
+        "root": root,
+        "images": health.images,
+        "findings": [
+            {"serious": SERIOUS[finding.kind], **asdict(finding)} for finding in health.findings
+        ],
+    }
+    console.show(document, lambda: _show_health(health))
+    counted = health.findings if strict else health.serious
+    if counted:
+        raise DataError(
+            str(root),
+            f"{len(counted)} finding{'s' * (len(counted) > 1)}, {counted[0].kind} first",
+            "none was expected" if strict else "no serious one was expected",
+            "Mend or remove the images above; data.skip_bad=true leaves unreadable ones out",
+        )
 
 
 def sample(folder: FolderArgument = Path("data_set/sample"), seed: SeedOption = 0) -> None:
@@ -81,3 +115,21 @@ def _show_split(title: str, counts: "SplitCounts") -> None:
         [(name, counts.train[name], counts.val[name]) for name in counts.train],
         title=title,
     )
+
+
+def _show_health(health: "Health") -> None:
+    splits = list(health.images)
+    names = sorted({name for counts in health.images.values() for name in counts})
+    rows = [(name, *(health.images[split].get(name, "none") for split in splits)) for name in names]
+    console.table(("class", *(f">{split}" for split in splits)), rows)
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for finding in health.findings:
+        kinds.setdefault(finding.kind, []).append((" = ".join(finding.paths), finding.detail))
+    for kind, found in kinds.items():
+        console.line(f"{kind}: {len(found)}")
+        for paths, detail in found[:LISTED]:
+            console.line(f"  {paths}{': ' if paths else ''}{detail}")
+        if len(found) > LISTED:
+            console.line(f"  … and {len(found) - LISTED} more (--json lists all)")
+    if not kinds:
+        console.line("nothing found")

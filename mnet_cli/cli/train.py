@@ -1,6 +1,7 @@
 """`mnet train`."""
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +10,12 @@ import typer
 
 from mnet_cli import console
 from mnet_cli.cli.options import DeviceOption, OverrideOption
+from mnet_cli.errors import RecipeError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import WeightsAccount
+    from mnet_cli.recipe import Recipe
     from mnet_cli.train import CacheUse, Fit, Job, Supply
 
 HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
@@ -20,19 +23,35 @@ HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  s
 
 def train(
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped recipe.")
-    ],
+        str | None,
+        typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped recipe."),
+    ] = None,
     overrides: OverrideOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The run directory, new or empty.", show_default="runs/RECIPE"),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the model that a recipe describes and keep the best checkpoint."""
     from mnet_cli.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or ())
+    if resume and out:
+        raise UsageError("--out", "given with --resume", "the run stays where it is")
+    if resume:
+        resolved = _recipe_of(resume, recipe, overrides or ())
+        if (resume / "summary.json").is_file():
+            console.note(f"already complete: {resume}")
+            summary = json.loads((resume / "summary.json").read_text(encoding="utf-8"))
+            console.show(summary, lambda: _show_summary(resume, summary))
+            return
+    elif recipe:
+        resolved = load_recipe(recipe, overrides or ())
+    else:
+        raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
 
     from mnet_cli import train as training
     from mnet_cli.models.freeze import stage_table
@@ -51,8 +70,14 @@ def train(
     images = console.counts({split: len(s) for split, s in data.splits.items()})
     console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
     with console.bar("weights", unit="B") as on_progress:
-        job = training.prepare_job(resolved, data, chosen, out, on_progress)
-    _show_account(job.account)
+        if resume:
+            job = training.resume_job(resolved, data, chosen, resume, on_progress)
+        else:
+            job = training.prepare_job(resolved, data, chosen, out, on_progress)
+    if job.kept:
+        console.note(f"resumed: {job.run} at step {job.kept.training['step']:,}")
+    else:
+        _show_account(job.account)
 
     def on_phase(supply: "Supply") -> None:
         _show_stages(stage_table(job.model))
@@ -84,6 +109,49 @@ def train(
     summary = training.write_results(job, result)
     _write_report(job, result, summary)
     console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Recipe":
+    """The recipe of a run; one that is given besides must not differ in what it trains."""
+    from mnet_cli.recipe import load_recipe, plain_values
+
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        raise WeightsError(
+            str(run),
+            "no run that could go on",
+            "a run directory of mnet train was expected",
+            "Start one with --recipe",
+        )
+    own = load_recipe(file)
+    if recipe or overrides:
+        before, wanted = (
+            dict(_flat(plain_values(one), ""))
+            for one in (own, load_recipe(recipe or file, overrides))
+        )
+        differences = [
+            f"{key}: {before.get(key)!r} in the run, {wanted.get(key)!r} now"
+            for key in sorted(before.keys() | wanted.keys())
+            if before.get(key) != wanted.get(key) and not key.startswith("output.")
+        ]
+        if differences:
+            raise RecipeError(
+                str(file),
+                f"another recipe ({len(differences)} keys differ)",
+                "the run's own was expected",
+                "Leave --recipe and --set out, or start a new run",
+                differences,
+            )
+    return own
+
+
+def _flat(values: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Nested values as dotted keys."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
 
 
 def _show_account(account: "WeightsAccount | None") -> None:

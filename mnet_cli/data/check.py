@@ -82,7 +82,7 @@ def _outcomes(
     for stamp, outcome in zip(stamps, known, strict=True):
         if outcome is None:
             outcome = next(fresh)
-            if stamp:
+            if stamp and any(outcome[0]):  # a read that failed once may succeed
                 news.append((*stamp, *outcome))
         yield outcome
     _remember(memory, news)
@@ -126,7 +126,7 @@ def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
     if row is None or not isinstance(row[0], bytes) or not isinstance(row[1], str):
         return None
     sha256, fault = row
-    return (sha256, fault) if len(sha256) == DIGEST and (any(sha256) or fault) else None
+    return (sha256, fault) if len(sha256) == DIGEST and any(sha256) else None
 
 
 def _remember(

@@ -1,7 +1,9 @@
 """Batches for training, the same for any number of workers."""
 
 import hashlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from mnet_cli.data.augment import Augmentation, View, build_view
 from mnet_cli.data.images import Photograph, open_photograph
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import DataError
+from mnet_cli.errors import DataError, MachineError
 
 CPU = torch.device("cpu")
 Key = tuple[int, int]  # (pass, index): which view of which image
@@ -168,6 +170,7 @@ def load_views(
 
     Raises:
         DataError: An image has become unreadable since it was checked.
+        MachineError: A worker died.
     """
     _ = views.view  # built before the workers start, which inherit it and what it imports
     # Without `persistent_workers`: those wait for each other for seconds when they end.
@@ -176,13 +179,23 @@ def load_views(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(_collate, transform=transform),
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_leave_signals,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(
+            "data.workers",
+            f"a process that loads images died ({str(error).splitlines()[0]})",
+            "memory for all of them was expected",
+            "Try --set data.workers=0, or a smaller data.batch_size",
+        ) from error
 
 
 def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch | DataError:
@@ -195,6 +208,14 @@ def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch | 
     return images, labels
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Leave a shell's Ctrl-C, which reaches the workers too, to the main process."""
+def _leave_signals(worker: int) -> None:
+    """Leave it to the main process to answer signals that reach a whole group of processes.
+
+    A worker that is told to end does so without a word; torch would report another end in the
+    middle of whatever the main process does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    # Errors of samples reach the main process as values; what is left is the thread that hands
+    # over batches and finds the main process gone.
+    sys.excepthook = lambda *_: None

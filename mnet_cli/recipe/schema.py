@@ -172,6 +172,12 @@ class Train(Section):
         "top1",
         description="Validation metric that picks the best epoch; at a tie the earlier one wins.",
     )
+    save_minutes: float = Field(
+        10.0,
+        gt=0,
+        le=10_000,
+        description="Minutes between the checkpoints within an epoch that --resume goes on from.",
+    )
     amp: bool = Field(False, description="Automatic mixed precision.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
 

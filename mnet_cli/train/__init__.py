@@ -1,7 +1,8 @@
 """Training: from a recipe to a run directory with the best checkpoint."""
 
-from mnet_cli.train.loop import Fit, fit
-from mnet_cli.train.setup import Job, prepare_data, prepare_job
+from mnet_cli.train.loop import fit
+from mnet_cli.train.setup import Job, prepare_data, prepare_job, resume_job
+from mnet_cli.train.state import Fit
 from mnet_cli.train.summary import write_results
 from mnet_cli.train.supply import CacheUse, Supply
 
@@ -13,5 +14,6 @@ __all__ = [
     "fit",
     "prepare_data",
     "prepare_job",
+    "resume_job",
     "write_results",
 ]

@@ -1,24 +1,19 @@
 """The training loop and nothing else; it calls back and never prints."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
-from mnet_cli.checkpoint import Checkpoint, save_checkpoint
+from mnet_cli.checkpoint import save_checkpoint
 from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch
-from mnet_cli.errors import RefusedError
-from mnet_cli.evaluate import Evaluation
+from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.interrupts import Terminated, held
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
-from mnet_cli.recipe import Phase, plain_values
+from mnet_cli.recipe import Phase
 from mnet_cli.run_directory import write_csv
 from mnet_cli.train.optimization import (
-    Mix,
     build_criterion,
     build_ema,
     build_mix,
@@ -26,7 +21,17 @@ from mnet_cli.train.optimization import (
     build_scheduler,
 )
 from mnet_cli.train.setup import Job
-from mnet_cli.train.supply import Batches, CacheUse, Supply, build_supply
+from mnet_cli.train.state import (
+    Fit,
+    Learner,
+    Row,
+    Running,
+    as_checkpoint,
+    restore_fit,
+    restore_learner,
+    save_last,
+)
+from mnet_cli.train.supply import Supply, build_supply
 
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "top1", "macro_f1", "images_per_second", "lr", "seconds",
@@ -36,44 +41,6 @@ BETTER = {  # monitor: is the new value better than the best so far? At a tie th
     "macro_f1": lambda new, best: new.macro_f1 > best.macro_f1,
     "loss": lambda new, best: new.loss < best.loss,
 }
-
-Row = Mapping[str, float]
-
-
-@dataclass
-class Fit:
-    """What training did.
-
-    Attributes:
-        rows: One row of `COLUMNS` an epoch.
-        best_epoch: The epoch of `best.pt`, counted from 1.
-        best: The evaluation of `best.pt` on the validation images.
-        caches: What each phase that used the cache took from it.
-        frozen: Number of frozen tensors that were watched.
-        moved: Names of frozen tensors that changed; always empty unless mnet is broken.
-        seconds: From the start to the end, features that had to be computed included.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    best_epoch: int = 0
-    best: Evaluation | None = None
-    caches: list[CacheUse] = field(default_factory=list)
-    frozen: int = 0
-    moved: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass
-class Learner:
-    """What changes the weights of `module` in one phase."""
-
-    module: nn.Module
-    criterion: nn.CrossEntropyLoss
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    scaler: torch.amp.GradScaler
-    mix: Mix | None
-    ema: AveragedModel | None
 
 
 def fit(
@@ -86,6 +53,8 @@ def fit(
 ) -> Fit:
     """Train as the recipe says; keep `best.pt`, `last.pt` and `metrics.csv` in the run directory.
 
+    A run that was stopped goes on from `job.kept`, and ends as it would have ended.
+
     Args:
         job: Recipe, model, data, device and run directory.
         on_features: Called with (done, total) while the frozen part's features are computed.
@@ -94,11 +63,12 @@ def fit(
         on_epoch: Called with the epoch's row.
 
     Raises:
-        DataError: An image has become unreadable.
+        DataError: An image has become unreadable; the state of training is kept.
         RefusedError: The loss is not a number any more; the last good checkpoint is kept.
         MachineError: A file cannot be written.
+        WeightsError: `job.kept` is no state to go on from.
     """
-    recipe, model = job.recipe, job.model.to(job.device)
+    recipe, model, kept = job.recipe, job.model.to(job.device), job.kept
     model.to(memory_format=torch.channels_last)
     batches = EpochBatches(
         job.data.splits["train"].labels,
@@ -106,45 +76,59 @@ def fit(
         recipe.train.seed,
         balanced=recipe.data.balance == "sampler",
     )
-    result, started = Fit(), time.monotonic()
-    for phase in recipe.phases:
+    result = restore_fit(job, kept) if kept else Fit()
+    started = time.monotonic() - result.seconds
+    for number, phase in list(enumerate(recipe.phases))[result.phase :]:
+        if number > result.phase:
+            result.phase, result.phase_start = number, len(result.rows) + 1
+            kept = None  # belonged to the phase before
+        epochs = range(result.phase_start, result.phase_start + phase.epochs)
+        if is_over(job, result, epochs):
+            continue
         freeze(model, phase.freeze)
         before = frozen_fingerprint(model)
-        epochs = range(len(result.rows) + 1, len(result.rows) + phase.epochs + 1)
-        supply = build_supply(job, batches, epochs, on_features)
+        result.frozen = max(result.frozen, len(before))
+        supply = build_supply(job, batches, epochs, result.position, on_features)
         on_phase(supply)
-        if supply.cache:
+        if supply.cache and not kept:
             result.caches.append(supply.cache)
         learner = build_learner(job, phase, supply.module, supply.steps)
-        for epoch in epochs:
-            row = run_epoch(job, learner, supply, epoch, result, on_batch)
-            on_epoch(row)
-            waited = epoch - max(result.best_epoch, epochs.start - 1)
-            if recipe.train.early_stop and waited >= recipe.train.early_stop:
-                break
-        result.frozen = max(result.frozen, len(before))
+        if kept:
+            restore_learner(job, learner, kept)
+
+        def keep(learner: Learner = learner, steps: int = supply.steps) -> None:
+            result.seconds = time.monotonic() - started
+            save_last(job, learner, result, steps)
+
+        try:
+            while not is_over(job, result, epochs):
+                on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
+        except (KeyboardInterrupt, Terminated, DataError):
+            keep()
+            raise
         result.moved += moved(before, model)
     result.seconds = time.monotonic() - started
     return result
+
+
+def is_over(job: Job, result: Fit, epochs: range) -> bool:
+    """Whether the phase of `epochs` has had them all, or no better one for too long."""
+    done, patience = len(result.rows), job.recipe.train.early_stop
+    waited = done - max(result.best_epoch, epochs.start - 1)
+    return done + 1 >= epochs.stop or bool(patience and waited >= patience)
 
 
 def run_epoch(
     job: Job,
     learner: Learner,
     supply: Supply,
-    epoch: int,
     result: Fit,
+    keep: Callable[[], None],
     on_batch: Callable[[int, int], None],
 ) -> Row:
-    """Train for an epoch, score it, add its row to `result` and keep its checkpoints."""
-    clock, steps = time.monotonic(), supply.steps
-    loss, lr = train_epoch(
-        job,
-        learner,
-        supply.batches(epoch),
-        (epoch - 1) * steps,
-        lambda done: on_batch(done, steps),
-    )
+    """Train to the end of an epoch, score it, add its row to `result` and keep its checkpoints."""
+    epoch, clock = len(result.rows) + 1, time.monotonic()
+    loss, lr = train_epoch(job, learner, supply, result, keep, on_batch)
     trained = time.monotonic() - clock
     shown = learner.ema.module if learner.ema else learner.module
     evaluation = supply.evaluate(shown)
@@ -158,75 +142,92 @@ def run_epoch(
         "lr": lr,
         "seconds": time.monotonic() - clock,
     }
-    result.rows.append(row)
-    if result.best is None or BETTER[job.recipe.train.monitor](evaluation, result.best):
-        result.best, result.best_epoch = evaluation, epoch
-        save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, evaluation, epoch))
-    save_last(job, learner, evaluation, epoch, epoch * steps)
-    write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
+    with held():  # the files of an epoch belong together
+        result.rows.append(row)
+        result.running = Running()
+        if result.best is None or BETTER[job.recipe.train.monitor](evaluation, result.best):
+            result.best, result.best_epoch = evaluation, epoch
+            metrics = {"epoch": epoch, **evaluation.figures()}
+            save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, metrics))
+        keep()
+        write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
     return row
 
 
 def train_epoch(
     job: Job,
     learner: Learner,
-    batches: Batches,
-    step: int,
-    on_batch: Callable[[int], None],
+    supply: Supply,
+    result: Fit,
+    keep: Callable[[], None],
+    on_batch: Callable[[int, int], None],
 ) -> tuple[float, float]:
-    """Take one optimizer step a batch.
+    """Take one optimizer step a batch, from where `result.running` is.
 
     Args:
         job: Recipe, model and device.
         learner: What is trained, and how.
-        batches: The epoch's inputs of what is trained, and their labels.
-        step: Steps taken before.
-        on_batch: Called with the number of batches done.
+        supply: Gives the inputs of what is trained.
+        result: Its `running` grows with each batch.
+        keep: Called every `train.save_minutes`.
+        on_batch: Called with (batches done, batches of the epoch).
 
     Returns:
         The mean loss of the epoch's images, and the learning rate of the last step.
     """
-    train, device = job.recipe.train, job.device
+    running, epoch = result.running, len(result.rows) + 1
+    before = (epoch - 1) * supply.steps
+    period = 60 * job.recipe.train.save_minutes
+    due = time.monotonic() + period
     set_train_mode(job.model)
-    losses: list[Tensor] = []
-    lrs: list[float] = []
-    counts: list[int] = []
-    for inputs, labels in batches:  # inputs (N, …), labels (N,)
-        step += 1
-        seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any supply
-        inputs = inputs.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        if learner.mix:
-            inputs, labels = learner.mix(inputs, labels)
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, enabled=train.amp):
-            loss = learner.criterion(learner.module(inputs), labels)
-        learner.scaler.scale(loss).backward()
-        if train.clip_grad_norm:
-            learner.scaler.unscale_(learner.optimizer)
-            nn.utils.clip_grad_norm_(learner.module.parameters(), train.clip_grad_norm)
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-        learner.optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        lrs.append(float(learner.scheduler.get_last_lr()[0]))
-        counts.append(len(inputs))
-        learner.scheduler.step()
-        if learner.ema:
-            learner.ema.update_parameters(learner.module)
-        on_batch(len(losses))
+    for inputs, labels in supply.batches(epoch, len(running)):  # inputs (N, …), labels (N,)
+        with held():  # a step is taken whole or not at all
+            take_step(job, learner, inputs, labels, running, before + len(running) + 1)
+        on_batch(len(running), supply.steps)
+        if time.monotonic() >= due:
+            keep()
+            due = time.monotonic() + period
     # One look at the losses an epoch: a look at each step would wait for the GPU each time.
-    values = torch.stack(losses).cpu().double()
+    values = torch.stack(running.losses).cpu().double()
     if not values.isfinite().all():
         first = int((~values.isfinite()).nonzero()[0])
         raise RefusedError(
-            f"step {step - len(losses) + first + 1}",
-            f"the loss is {values[first]:g} at lr {lrs[first]:.2g}",
+            f"step {before + first + 1}",
+            f"the loss is {values[first]:g} at lr {running.lrs[first]:.2g}",
             "a finite loss was expected",
             "Lower train.lr; the last good checkpoint was kept",
         )
-    return float((values * torch.tensor(counts)).sum() / sum(counts)), lrs[-1]
+    counts = torch.tensor(running.counts)
+    return float((values * counts).sum() / counts.sum()), running.lrs[-1]
+
+
+def take_step(
+    job: Job, learner: Learner, inputs: Tensor, labels: Tensor, running: Running, step: int
+) -> None:
+    """Learn from one batch (N, …) with labels (N,), as step number `step` of the run."""
+    train, device = job.recipe.train, job.device
+    seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any supply
+    inputs = inputs.to(device, non_blocking=True)
+    labels = labels.to(device, non_blocking=True)
+    if learner.mix:
+        inputs, labels = learner.mix(inputs, labels)
+    if inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, enabled=train.amp):
+        loss = learner.criterion(learner.module(inputs), labels)
+    learner.scaler.scale(loss).backward()
+    if train.clip_grad_norm:
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.module.parameters(), train.clip_grad_norm)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    running.losses.append(loss.detach())
+    running.lrs.append(float(learner.scheduler.get_last_lr()[0]))
+    running.counts.append(len(inputs))
+    learner.scheduler.step()
+    if learner.ema:
+        learner.ema.update_parameters(learner.module)
 
 
 def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: int) -> Learner:
@@ -249,53 +250,3 @@ def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: in
         mix=build_mix(train, len(job.data.class_names)),
         ema=build_ema(module, train.ema),
     )
-
-
-def state_of_part(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `module`, the last part of `model` or a copy of it, by the model's names.
-
-    The part has names of its own, but its tensors come in the same order.
-    """
-    names, part = list(model.state_dict()), module.state_dict()
-    tensors = [tensor.contiguous() for tensor in part.values()]
-    return dict(zip(names[len(names) - len(part) :], tensors, strict=True))
-
-
-def as_checkpoint(
-    job: Job,
-    module: nn.Module,
-    evaluation: Evaluation,
-    epoch: int,
-    training: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Put the model, with `module` as its learning part, and its scores into a checkpoint."""
-    state = job.model.state_dict() | state_of_part(job.model, module)
-    return Checkpoint(
-        arch=job.recipe.model.arch,
-        model_args=job.model_args,
-        state_dict={name: tensor.contiguous() for name, tensor in state.items()},
-        class_names=job.data.class_names,
-        preprocess=job.preprocess,
-        recipe=plain_values(job.recipe),
-        metrics={"epoch": epoch, **evaluation.figures()},
-        training=training or {},
-    )
-
-
-def save_last(job: Job, learner: Learner, evaluation: Evaluation, epoch: int, step: int) -> None:
-    """Write `last.pt`, the state of training after `epoch`."""
-    ema = learner.ema
-    training = {
-        "optimizer": learner.optimizer.state_dict(),
-        "scheduler": learner.scheduler.state_dict(),
-        "ema": ema
-        and {
-            "updates": int(ema.n_averaged),
-            "state_dict": state_of_part(job.model, ema.module),
-        },
-        "epoch": epoch,
-        "step": step,
-        "seed": job.recipe.train.seed,
-    }
-    last = as_checkpoint(job, learner.module, evaluation, epoch, training)
-    save_checkpoint(job.run / "last.pt", last)

@@ -1,14 +1,17 @@
 """From a recipe to everything that the loop needs."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
-from mnet_cli.atomic import atomic_write
+from mnet_cli.atomic import atomic_write, remove_leftovers
+from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
@@ -21,7 +24,16 @@ from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, WeightsAccount, find_weights, load_matching
 from mnet_cli.recipe import Recipe, dump_recipe
-from mnet_cli.run_directory import claim_run, create_run, point_latest, write_csv, write_json
+from mnet_cli.run_directory import (
+    claim_run,
+    create_run,
+    disown_run,
+    own_run,
+    point_latest,
+    write_csv,
+    write_json,
+)
+from mnet_cli.text import readable
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +51,8 @@ class Job:
         account: What the weights gave; None for a random start.
         device: Where to train.
         run: The run directory.
+        lock: Held while the run is this process's own.
+        kept: What an earlier process kept of this run; None for a new one.
     """
 
     recipe: Recipe
@@ -49,6 +63,8 @@ class Job:
     account: WeightsAccount | None
     device: torch.device
     run: Path
+    lock: FileLock
+    kept: Checkpoint | None = None
 
     @property
     def workers(self) -> int:
@@ -171,16 +187,74 @@ def prepare_job(
     """
     model, model_args, preprocess, account = prepare_model(recipe, data.class_names, on_progress)
     _check_phases(recipe, model)
+    run, lock = prepare_run(recipe, data, out)
+    return Job(recipe, data, model, model_args, preprocess, account, device, run, lock)
+
+
+def resume_job(
+    recipe: Recipe,
+    data: DataSet,
+    device: torch.device,
+    run: Path,
+    on_progress: Progress | None = None,
+) -> Job:
+    """Take up a run that was stopped, from its `last.pt`, or from the start if it has none yet.
+
+    Args:
+        recipe: The run's own.
+        data: The recipe's data; the same images in the same splits as when the run began.
+        device: Where to train.
+        run: The run directory.
+        on_progress: Called with (done, total) bytes while weights are downloaded.
+
+    Raises:
+        DataError: The data is not the same any more.
+        WeightsError: `last.pt` is damaged or keeps too little to go on.
+        MachineError: Another process owns the run.
+    """
+    lock = own_run(run)
+    remove_leftovers(run)
+    _refuse_changed(run, data)
+    write_known(run, recipe, data)
+    if not (run / "last.pt").exists():
+        model, model_args, preprocess, account = prepare_model(
+            recipe, data.class_names, on_progress
+        )
+        return Job(recipe, data, model, model_args, preprocess, account, device, run, lock)
+    kept = load_checkpoint(run / "last.pt")
+    account = kept.training.get("account")
     return Job(
         recipe=recipe,
         data=data,
-        model=model,
-        model_args=model_args,
-        preprocess=preprocess,
-        account=account,
+        model=build_from(kept),
+        model_args=dict(kept.model_args),
+        preprocess=kept.preprocess,
+        account=account and WeightsAccount(**account),
         device=device,
-        run=prepare_run(recipe, data, out),
+        run=run,
+        lock=lock,
+        kept=kept,
     )
+
+
+def _refuse_changed(run: Path, data: DataSet) -> None:
+    """Compare the data with the run's `split.csv`."""
+    manifest = run / "split.csv"
+    if not manifest.exists():
+        return
+    with manifest.open(newline="", encoding="utf-8") as file:
+        before = {tuple(row.values()) for row in csv.DictReader(file)}
+    now = {
+        (readable(row["path"]), readable(row["class"]), row["split"], row["sha256"])
+        for row in data.manifest()
+    }
+    if before != now:
+        raise DataError(
+            str(data.root),
+            f"{len(now - before)} images are new or changed, {len(before - now)} are gone",
+            f"the images of {manifest} were expected",
+            "Put them back, or train anew",
+        )
 
 
 def _check_phases(recipe: Recipe, model: nn.Module) -> None:
@@ -199,20 +273,28 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
         )
 
 
-def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
-    """Make the run directory and write what is known before training.
+def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> tuple[Path, FileLock]:
+    """Make the run directory, own it, and write what is known before training.
 
     Raises:
         UsageError: `out` is not empty.
-        MachineError: The folder cannot be written.
+        MachineError: The folder cannot be written, or another process owns it.
     """
     root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
     run = claim_run(out) if out else create_run(root, name)
+    lock = own_run(run)
     try:
         point_latest(root, run)
     except MnetError:
+        disown_run(run, lock)
         run.rmdir()
         raise
+    write_known(run, recipe, data)
+    return run, lock
+
+
+def write_known(run: Path, recipe: Recipe, data: DataSet) -> None:
+    """Write what is known before training: recipe, class names, splits and skipped images."""
     with atomic_write(run / "recipe.yaml", "w") as file:
         file.write(dump_recipe(recipe))
     names = {str(index): name for index, name in enumerate(data.class_names)}
@@ -221,4 +303,3 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> Path:
     if data.skipped:
         skipped = [{"path": path, "fault": fault} for path, fault in data.skipped]
         write_csv(run / "skipped.csv", ("path", "fault"), skipped)
-    return run

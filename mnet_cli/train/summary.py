@@ -10,8 +10,8 @@ import torch
 from mnet_cli import __version__
 from mnet_cli.hashing import file_sha256
 from mnet_cli.run_directory import write_json
-from mnet_cli.train.loop import Fit
 from mnet_cli.train.setup import Job
+from mnet_cli.train.state import Fit
 
 
 def write_results(job: Job, result: Fit) -> dict[str, Any]:

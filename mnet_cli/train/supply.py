@@ -51,8 +51,8 @@ class Supply:
 
     Attributes:
         module: What is trained: the network, or what lies above the frozen boundary.
-        batches: Gives an epoch's inputs of `module` (N, …) and labels (N,); to be called with
-            each epoch of the phase in turn.
+        batches: Gives an epoch's inputs of `module` (N, …) and labels (N,), from a batch on
+            that is counted from 0; to be called with each epoch of the phase in turn.
         steps: Batches of an epoch.
         evaluate: Scores `module`, or a copy of it, on the validation images.
         cache: What came from the cache; None where it is not used.
@@ -60,7 +60,7 @@ class Supply:
     """
 
     module: nn.Module
-    batches: Callable[[int], Batches]
+    batches: Callable[[int, int], Batches]
     steps: int
     evaluate: Callable[[nn.Module], Evaluation]
     cache: CacheUse | None = None
@@ -68,7 +68,11 @@ class Supply:
 
 
 def build_supply(
-    job: Job, batches: EpochBatches, epochs: range, on_features: Progress | None = None
+    job: Job,
+    batches: EpochBatches,
+    epochs: range,
+    position: tuple[int, int],
+    on_features: Progress | None = None,
 ) -> Supply:
     """Choose how a phase is supplied, now that its frozen part is frozen.
 
@@ -76,6 +80,7 @@ def build_supply(
         job: The run.
         batches: The keys of an epoch's batches.
         epochs: The epochs of the phase, counted from 1.
+        position: The epoch that training starts in, and the batches of it that are done.
         on_features: Called with (done, total) while features are computed.
 
     Raises:
@@ -85,7 +90,7 @@ def build_supply(
     cached_views = job.recipe.data.cached_views
     mixing = job.recipe.train.mixup or job.recipe.train.cutmix
     if not len(front) or mixing:  # images are mixed before they enter the network
-        return _from_images(job, batches, epochs)
+        return _from_images(job, batches, epochs, position)
     note = ""
     if cached_views:
         try:
@@ -96,7 +101,7 @@ def build_supply(
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
     live = _from_workers if job.device.type == "cpu" else _from_images
-    return replace(live(job, batches, epochs), note=note)
+    return replace(live(job, batches, epochs, position), note=note)
 
 
 def count_views(job: Job, boundary: Boundary) -> int:
@@ -111,26 +116,36 @@ def count_views(job: Job, boundary: Boundary) -> int:
     return max(1, min(MOST_VIEWS, round(VIEWS_IN_ALL / len(job.data.splits["train"]))))
 
 
-def _from_images(job: Job, batches: EpochBatches, epochs: range) -> Supply:
+def _from_images(
+    job: Job, batches: EpochBatches, epochs: range, position: tuple[int, int]
+) -> Supply:
     """Every epoch takes new views through the whole network."""
     return Supply(
         job.model,
-        batches=_live(job, batches, epochs),
+        batches=_live(job, batches, epochs, position),
         steps=len(batches),
         evaluate=lambda model: _evaluate_images(job, compile_forward(model, job.device)),
     )
 
 
 def _live(
-    job: Job, batches: EpochBatches, epochs: range, transform: Forward | None = None
-) -> Callable[[int], Batches]:
+    job: Job,
+    batches: EpochBatches,
+    epochs: range,
+    position: tuple[int, int],
+    transform: Forward | None = None,
+) -> Callable[[int, int], Batches]:
     """New views for every epoch; the workers go on from one to the next without a pause."""
-    keys = chain.from_iterable(batches.keys(epoch) for epoch in epochs)
+    first, done = position
+    remaining = range(first, epochs.stop)
+    keys = islice(chain.from_iterable(map(batches.keys, remaining)), done, None)
     stream = load_views(job.train_views(), keys, job.workers, job.device, transform)
-    return lambda epoch: islice(stream, len(batches))
+    return lambda epoch, start: islice(stream, len(batches) - start)
 
 
-def _from_workers(job: Job, batches: EpochBatches, epochs: range) -> Supply:
+def _from_workers(
+    job: Job, batches: EpochBatches, epochs: range, position: tuple[int, int]
+) -> Supply:
     """Every epoch takes new views through the frozen part, in the workers, without gradients."""
     front, rest = split_frozen(job.model)
     below = compile_forward(front, job.device)
@@ -139,7 +154,7 @@ def _from_workers(job: Job, batches: EpochBatches, epochs: range) -> Supply:
         above = compile_forward(module, job.device, None)
         return _evaluate_images(job, lambda images: above(below(images)))
 
-    return Supply(rest, _live(job, batches, epochs, below), len(batches), evaluate_rest)
+    return Supply(rest, _live(job, batches, epochs, position, below), len(batches), evaluate_rest)
 
 
 def _from_cache(
@@ -167,9 +182,9 @@ def _from_cache(
     )
     labels = torch.as_tensor(job.data.splits["train"].labels)
 
-    def epoch_batches(epoch: int) -> Batches:
+    def epoch_batches(epoch: int, start: int) -> Batches:
         view = numbers.index(view_of[epoch])
-        for keys in batches.keys(epoch):
+        for keys in islice(batches.keys(epoch), start, None):
             images = np.asarray([index for _, index in keys])
             yield torch.from_numpy(train.take(view, images)), labels[images]
 

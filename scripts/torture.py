@@ -1,0 +1,315 @@
+"""Kill training, damage its files, and count what was lost.
+
+Usage: .venv/bin/python scripts/torture.py [--kills 2000] [--mutations 5000] [--seed 0]
+                                           [--epochs 2] [--only points|twice|disk|times|mutations]
+
+Five trials, on a tiny network and drawn photographs in a temporary folder:
+
+1. points: a run is killed before its first, second, third … write, sync, rename or removal,
+   until none is left.
+2. twice: so is the run that resumes it.
+3. disk: each write, sync, rename or removal in turn fails for want of space.
+4. times: a run is killed by SIGKILL at a random moment, again and again, until it is complete.
+5. mutations: checkpoints and images with a few bytes changed, cut or repeated.
+
+A case is lost if the checkpoint does not load, the resumed run ends with other weights than one
+that was never stopped, a temporary file is left over, or damage raises anything but mnet's own
+error. The last line is `cases N, lost M`; the exit code is 1 if M is not 0.
+"""
+
+import argparse
+import errno
+import hashlib
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch._dynamo  # what children would import one by one
+import torchvision.transforms.v2  # noqa: F401
+from PIL import Image
+
+from mnet_cli import console
+from mnet_cli.checkpoint import build_from, load_checkpoint
+from mnet_cli.data.images import decode_image
+from mnet_cli.errors import MachineError, MnetError
+from mnet_cli.recipe import load_recipe
+from mnet_cli.train import fit, prepare_data, prepare_job, resume_job, write_results
+
+RECIPE = """\
+schema: 1
+model: {arch: mobilenet_v2, width_mult: 0.35, weights: none, freeze: "features[:14]"}
+data: {root: ROOT, image_size: 32, batch_size: 4, workers: 0, cached_views: EPOCHS}
+train: {epochs: EPOCHS, lr: 3.0e-3, ema: 0.9}
+"""
+CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "open")  # of the module os
+COMPLETE, BROKEN = 0, 3
+
+
+def draw(root: Path) -> None:
+    """Write a data set of two colours."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for name, colour in (("blue", (40, 60, 200)), ("red", (200, 50, 40))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.normal(colour, 25, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+
+
+def train(run: Path, recipe: Path) -> None:
+    """Begin a run or go on with it, to its end."""
+    device = torch.device("cpu")
+    resolved = load_recipe(recipe)
+    data = prepare_data(resolved)
+    if (run / "recipe.yaml").exists():
+        job = resume_job(resolved, data, device, run)
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        job = prepare_job(resolved, data, device, run)
+    write_results(job, fit(job))
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a process of its own; its exit code, or minus the signal that ended it."""
+    process = os.fork()
+    if process:
+        _, status = os.waitpid(process, 0)
+        return os.waitstatus_to_exitcode(status)
+    os._exit(code_of(work))
+
+
+def code_of(work: Callable[[], object]) -> int:
+    """Run `work` in this process; the exit code that the command line would give."""
+    try:
+        work()
+    except (MachineError, OSError):  # the command line makes a MachineError of the latter
+        return MachineError.exit_code
+    except BaseException as error:
+        sys.stderr.write(f"torture: {type(error).__name__}: {error}\n")
+        return BROKEN
+    return COMPLETE
+
+
+def at_call(number: int, act: Callable[[], object]) -> None:
+    """Make this process call `act` before its `number`-th call of `CALLS` in the trial's folder."""
+    left = number
+
+    def counted(call: Callable[..., object]) -> Callable[..., object]:
+        def counting(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                act()
+            return call(*arguments, **options)
+
+        return counting
+
+    for name in CALLS:
+        if name != "open":
+            setattr(os, name, counted(getattr(os, name)))
+    opens, opens_counted = io.open, counted(io.open)
+
+    def opening(file: object, mode: str = "r", *arguments: object, **options: object) -> object:
+        writes = set(mode) & set("wxa+")
+        return (opens_counted if writes else opens)(file, mode, *arguments, **options)
+
+    io.open = opening  # type: ignore[assignment]  # what pathlib opens with
+
+
+def kill_self() -> None:
+    """End as a crash would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_space() -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def digest(run: Path) -> str:
+    """Of the weights in both checkpoints."""
+    found = hashlib.sha256()
+    for name in ("best.pt", "last.pt"):
+        for key, tensor in load_checkpoint(run / name).state_dict.items():
+            found.update(key.encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+class Trials:
+    """The count of cases and losses, and the run they are compared with."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        self.folder, self.recipe = folder, folder / "tiny.yaml"
+        self.cases = self.lost = 0
+        draw(folder / "photos")
+        recipe = RECIPE.replace("ROOT", str(folder / "photos")).replace("EPOCHS", str(epochs))
+        self.recipe.write_text(recipe)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        assert in_child(lambda: train(folder / "whole", self.recipe)) == COMPLETE
+        self.expected = self.digest_of(folder / "whole")
+
+    def digest_of(self, run: Path) -> str:
+        """The digest of a run, by a process of its own: this one computes nothing, so it forks."""
+        out = self.folder / "digest"
+        out.unlink(missing_ok=True)
+        in_child(lambda: out.write_text(digest(run)))
+        return out.read_text() if out.exists() else ""
+
+    def judge(self, name: str, run: Path) -> None:
+        """Resume a run to its end and compare."""
+        self.cases += 1
+        code = in_child(lambda: train(run, self.recipe))
+        left = [path.name for path in run.rglob("*.tmp")]
+        if code != COMPLETE or self.digest_of(run) != self.expected or left:
+            self.lost += 1
+            console.line(f"lost: {name}: exit {code}, left over {left}")
+        shutil.rmtree(run, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Empty the cache, so that it is written again."""
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+
+    def every_point(self, act: Callable[[], object], name: str, *, twice: bool = False) -> None:
+        """Stop a run at each of its calls in turn; and, if `twice`, the resumed run too."""
+        number, run, reached = 0, self.folder / "run", self.folder / "reached"
+        while True:
+            number += 1
+            self.forget()
+
+            def stopped(number: int = number) -> None:
+                at_call(number, lambda: (reached.touch(), act()))
+                train(run, self.recipe)
+
+            reached.unlink(missing_ok=True)
+            code = in_child(stopped)
+            if not reached.exists():
+                shutil.rmtree(run, ignore_errors=True)
+                return
+            if code == BROKEN:
+                self.lost += 1
+                console.line(f"lost: {name} {number}: neither done nor the machine's fault")
+            if twice and run.exists():
+                in_child(lambda: (at_call(7, act), train(run, self.recipe)))
+            self.judge(f"{name} {number}", run)
+
+    def random_times(self, kills: int, chance: random.Random) -> None:
+        """Kill at random moments until the run is complete."""
+        run, killed = self.folder / "run", 0
+        while killed < kills:
+            self.forget()
+            while killed < kills:
+                process = os.fork()
+                if not process:
+                    os._exit(code_of(lambda: train(run, self.recipe)))
+                time.sleep(chance.uniform(0.02, 0.6))
+                os.kill(process, signal.SIGKILL)
+                _, status = os.waitpid(process, 0)
+                if os.waitstatus_to_exitcode(status) == COMPLETE:
+                    break
+                killed += 1
+                self.cases += 1
+            if run.exists():
+                self.judge("random times", run)
+
+    def mutations(self, count: int, chance: random.Random) -> None:
+        """Feed damaged checkpoints and images to their loaders."""
+        checkpoint = (self.folder / "whole" / "best.pt").read_bytes()
+        image = next((self.folder / "photos").rglob("*.jpg")).read_bytes()
+        result = self.folder / "mutations"
+
+        def feed() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+            damaged, lost = self.folder / "damaged.pt", 0
+            for _ in range(count // 2):
+                damaged.write_bytes(mutated(checkpoint, chance))
+                lost += survives(lambda: build_from(load_checkpoint(damaged)))
+            for _ in range(count - count // 2):
+                content = mutated(image, chance)
+                lost += survives(lambda content=content: decode_image(content, "damaged"))
+            result.write_text(str(lost))
+
+        code = in_child(feed)
+        self.cases += count
+        self.lost += int(result.read_text()) if code == COMPLETE else count
+
+
+def survives(load: Callable[[], object]) -> int:
+    """1 if anything but mnet's own error leaves the loader, or it takes too long."""
+    started = time.monotonic()
+    try:
+        load()
+    except MnetError:
+        pass
+    except BaseException as error:
+        console.line(f"lost: {type(error).__name__}: {error}")
+        return 1
+    return int(time.monotonic() - started > 5)
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """A copy with some bytes changed, cut out or repeated."""
+    damaged = bytearray(content)
+    for _ in range(chance.randint(1, 8)):
+        at = chance.randrange(len(damaged))
+        length = min(chance.choice((1, 1, 4, 64, 4096)), len(damaged) - at)
+        kind = chance.randrange(4)
+        if kind == 0:
+            damaged[at : at + length] = chance.randbytes(length)
+        elif kind == 1 and len(damaged) > length + 1:
+            del damaged[at : at + length]
+        elif kind == 2:
+            damaged[at:at] = damaged[at : at + length]
+        else:
+            damaged = damaged[: max(1, at)]
+    return bytes(damaged)
+
+
+def main() -> None:
+    """Read the command line, run the trials, print the count."""
+    parser = argparse.ArgumentParser(description="Kill training and damage its files.")
+    parser.add_argument("--kills", type=int, default=2000)
+    parser.add_argument("--mutations", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--only", choices=("points", "twice", "disk", "times", "mutations"))
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        trials = Trials(Path(folder), options.epochs)
+        for name, title, work in (
+            ("points", "killed at every point", lambda: trials.every_point(kill_self, "point")),
+            (
+                "twice",
+                "and the resumed run too",
+                lambda: trials.every_point(kill_self, "points", twice=True),
+            ),
+            ("disk", "disk full at every point", lambda: trials.every_point(no_space, "disk")),
+            (
+                "times",
+                "killed at random times",
+                lambda: trials.random_times(options.kills, chance),
+            ),
+            ("mutations", "damaged files", lambda: trials.mutations(options.mutations, chance)),
+        ):
+            if options.only not in (None, name):
+                continue
+            cases, lost = trials.cases, trials.lost
+            work()
+            console.line(f"{title}: cases {trials.cases - cases}, lost {trials.lost - lost}")
+    console.line(f"cases {trials.cases}, lost {trials.lost}")
+    sys.exit(trials.lost > 0)
+
+
+if __name__ == "__main__":
+    main()

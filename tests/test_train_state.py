@@ -1,0 +1,280 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mnet_cli.checkpoint import load_checkpoint
+from mnet_cli.cli import run as mnet
+from mnet_cli.errors import DataError, MachineError, WeightsError
+from mnet_cli.recipe import load_recipe
+from mnet_cli.train import fit, prepare_data, prepare_job, resume_job
+
+CPU = torch.device("cpu")
+STEPS = 5  # batches of an epoch: 24 images by 5
+PHASES = """\
+schema: 1
+model: {arch: mobilenet_v2, width_mult: 0.35, weights: none}
+data: {root: ROOT, image_size: 32, batch_size: 5, workers: 0}
+train:
+  early_stop: 1
+  phases:
+  - {epochs: 2, freeze: features, lr: 1.0e-2}
+  - {epochs: 2, freeze: "features[:14]", lr: 1.0e-3}
+"""
+TIMES = ("seconds", "images_per_second", "fresh")  # what the cache had depends on earlier runs
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def begin(recipe_file, overrides, out):
+    recipe = load_recipe(recipe_file, overrides)
+    return prepare_job(recipe, prepare_data(recipe), CPU, out)
+
+
+def go_on(recipe_file, overrides, out):
+    recipe = load_recipe(recipe_file, overrides)
+    return resume_job(recipe, prepare_data(recipe), CPU, out)
+
+
+def stopped_after(steps):
+    """A callback that interrupts after so many batches."""
+    seen = iter(range(1, 10_000))
+
+    def on_batch(done, total):
+        if next(seen) == steps:
+            raise KeyboardInterrupt
+
+    return on_batch
+
+
+def final_state(run) -> dict[str, str]:
+    """Digests of all that training leaves behind, times apart."""
+    digests = {}
+    for name in ("best.pt", "last.pt"):
+        checkpoint = load_checkpoint(run / name)
+        content = {"state": checkpoint.state_dict, "metrics": checkpoint.metrics}
+        content |= {"training": without_times(checkpoint.training)}
+        digest = hashlib.sha256()
+        feed(digest, content)
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(one) for key, one in value.items() if key not in TIMES}
+    if isinstance(value, list | tuple):
+        return [without_times(one) for one in value]
+    return value
+
+
+def feed(digest, value) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            feed(digest, one)
+    else:
+        digest.update(repr(value).encode())
+
+
+SETTINGS = {
+    "live": ("train.ema=0.9", "train.schedule=onecycle"),
+    "live, two workers": ("data.workers=2", "train.schedule=cosine", "train.warmup_epochs=1"),
+    "mixed": ("train.mixup=0.4", "train.cutmix=0.4", "train.optimizer=sgd"),
+    "cached": ("model.freeze=features[:14]", "data.cached_views=2"),
+    "cached head": ("model.freeze=features", "train.ema=0.9", "train.clip_grad_norm=1"),
+    "frozen, no cache": ("model.freeze=features[:14]", "data.cached_views=0", "data.workers=2"),
+    "phases": (),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(setting, tiny_recipe, photos, tmp_path):
+    if setting == "phases":
+        tiny_recipe.write_text(PHASES.replace("ROOT", str(photos)))
+    overrides = SETTINGS[setting]
+    job = begin(tiny_recipe, overrides, tmp_path / "whole")
+    whole = fit(job)
+    total = STEPS * len(whole.rows)
+    expected = final_state(tmp_path / "whole")
+    for steps in (1, 3, STEPS, STEPS + 2, total):
+        out = tmp_path / f"stopped-{steps}"
+        job = begin(tiny_recipe, overrides, out)
+        with pytest.raises(KeyboardInterrupt):
+            fit(job, on_batch=stopped_after(steps))
+        job.lock.release()
+        assert load_checkpoint(out / "last.pt").training["step"] == steps
+        job = go_on(tiny_recipe, overrides, out)
+        result = fit(job)
+        job.lock.release()
+        assert final_state(out) == expected, steps
+        assert result.best_epoch == whole.best_epoch
+
+
+def test_a_run_that_was_stopped_after_an_epoch_and_again_while_resumed(tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, ("train.epochs=3",), tmp_path / "whole")
+    fit(job)
+    expected = final_state(tmp_path / "whole")
+
+    def after_the_epoch(row):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    job = begin(tiny_recipe, ("train.epochs=3",), out)
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_epoch=after_the_epoch)
+    for steps in (1, 2, 4):
+        job.lock.release()
+        job = go_on(tiny_recipe, ("train.epochs=3",), out)
+        with pytest.raises(KeyboardInterrupt):
+            fit(job, on_batch=stopped_after(steps))
+    job.lock.release()
+    job = go_on(tiny_recipe, ("train.epochs=3",), out)
+    fit(job)
+    assert final_state(out) == expected
+
+
+def test_checkpoints_within_an_epoch_come_by_the_clock(tiny_recipe, tmp_path, monkeypatch):
+    job = begin(tiny_recipe, ("train.save_minutes=0.0001",), tmp_path / "run")
+    steps = []
+
+    def look(done, total):
+        time.sleep(0.01)
+        last = tmp_path / "run" / "last.pt"
+        steps.append(load_checkpoint(last).training["step"] if last.exists() else 0)
+
+    fit(job, on_batch=look)
+    assert steps[:4] == [0, 1, 2, 3]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny_recipe, tmp_path):
+    whole = begin(tiny_recipe, (), tmp_path / "whole")
+    fit(whole)
+    begin(tiny_recipe, (), tmp_path / "run").lock.release()
+    job = go_on(tiny_recipe, (), tmp_path / "run")
+    assert job.kept is None
+    fit(job)
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def test_other_images_are_refused(draw_photos, tiny_recipe, tmp_path):
+    root = draw_photos(tmp_path / "drawn", train=8, val=4)
+    overrides = (f"data.root={root}",)
+    begin(tiny_recipe, overrides, tmp_path / "run").lock.release()
+    next((root / "train").rglob("*.jpg")).unlink()
+    with pytest.raises(DataError, match="1 are gone"):
+        go_on(tiny_recipe, overrides, tmp_path / "run")
+
+
+def test_a_run_has_one_owner(tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(MachineError, match=f"in use by pid {os.getpid()} on host"):
+        go_on(tiny_recipe, (), tmp_path / "run")
+    job.lock.release()
+    go_on(tiny_recipe, (), tmp_path / "run").lock.release()
+
+
+def test_a_state_that_keeps_too_little_is_refused(tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    fit(job)
+    job.lock.release()
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del content["history"]
+    torch.save(content, tmp_path / "run" / "last.pt")
+    job = go_on(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(WeightsError, match="no state that training can go on from"):
+        fit(job)
+
+
+def test_the_command_resumes_and_says_what_it_found(tiny_recipe, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert mnet(["train", "-r", str(tiny_recipe), "--out", out]) == 0
+    capsys.readouterr()
+    assert mnet(["train", "--resume", out, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "already complete" in captured.err
+    assert json.loads(captured.out)["epochs"] == 2
+    (tmp_path / "run" / "summary.json").unlink()
+    assert mnet(["train", "--resume", out]) == 0
+    assert "resumed" in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_another_recipe_is_refused_with_its_differences(tiny_recipe, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert mnet(["train", "-r", str(tiny_recipe), "--out", out]) == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    assert mnet(["train", "--resume", out, "-r", str(tiny_recipe)]) == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    capsys.readouterr()
+    assert mnet(["train", "--resume", out, "--set", "train.lr=0.1"]) == 2
+    assert "train.lr: 0.003 in the run, 0.1 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--resume", "empty"], 4, "no run that could go on"),
+        (["--resume", "empty", "--out", "x"], 2, "--out"),
+        ([], 2, "--recipe or --resume"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(arguments, code, said, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert mnet(["train", *arguments]) == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(
+    ("number", "code", "group"),
+    [
+        (signal.SIGTERM, 143, False),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGINT, 130, True),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_recipe, tmp_path):
+    settings = ("train.epochs=6", "data.workers=2")
+    whole = begin(tiny_recipe, settings, tmp_path / "whole")
+    fit(whole)
+    out = tmp_path / "run"
+    sets = [part for value in settings for part in ("--set", value)]
+    command = ["train", "-r", str(tiny_recipe), *sets, "--out", str(out)]
+    program = "import sys; from mnet_cli.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (out / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)
+    started = time.monotonic()
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    assert time.monotonic() - started < 10
+    assert "Traceback" not in said
+    assert mnet(["train", "--resume", str(out), "--quiet"]) == 0
+    assert final_state(out) == final_state(tmp_path / "whole")
