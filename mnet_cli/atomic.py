@@ -83,11 +83,17 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes which were killed left in `folder` under temporary names."""
+def remove_leftovers(folder: Path, *, owned: bool = False) -> None:
+    """Remove what processes which were killed left in `folder` under temporary names.
+
+    Args:
+        folder: Where to look.
+        owned: No other process writes there, so that whatever lies there is left over; a
+            process that was killed in a container has often the number of this one.
+    """
     for path in folder.glob(".*.tmp"):
         process = path.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
+        if owned or (process.isdecimal() and not _is_running(int(process))):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -1,5 +1,6 @@
 """Signals that stop a command: how they are raised, and how a block of code puts them off."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def held() -> Iterator[None]:
     before: dict[int, Any] = {}
     try:
         for number in STOPPING:
-            before[number] = signal.signal(number, hold)
+            if signal.getsignal(number) is not None:  # None was not set by Python
+                before[number] = signal.signal(number, hold)
     except ValueError:  # not the main thread
         yield
         return
@@ -57,3 +59,6 @@ def held() -> Iterator[None]:
 def _pass_on(handler: Any, number: int, frame: FrameType | None) -> None:
     if callable(handler):
         handler(number, frame)
+    elif handler is signal.SIG_DFL and number != getattr(signal, "SIGCHLD", None):
+        signal.signal(number, handler)
+        os.kill(os.getpid(), number)

@@ -49,7 +49,8 @@ def claim_run(folder: Path) -> Path:
         raise UsageError(f"--out {folder}", "a file", "a new or empty folder was expected")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
+        # A process that was killed at its very start may have left its lock.
+        empty = all(path.name == LOCK for path in folder.iterdir())
     except OSError as error:
         raise _not_writable(folder, error) from error
     if not empty:

@@ -18,6 +18,7 @@ error. The last line is `cases N, lost M`; the exit code is 1 if M is not 0.
 """
 
 import argparse
+import csv
 import errno
 import hashlib
 import io
@@ -49,7 +50,7 @@ RECIPE = """\
 schema: 1
 model: {arch: mobilenet_v2, width_mult: 0.35, weights: none, freeze: "features[:14]"}
 data: {root: ROOT, image_size: 32, batch_size: 4, workers: 0, cached_views: EPOCHS}
-train: {epochs: EPOCHS, lr: 3.0e-3, ema: 0.9}
+train: {epochs: EPOCHS, lr: 3.0e-3, ema: 0.9, save_minutes: 1.0e-5}
 """
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "open")  # of the module os
 COMPLETE, BROKEN = 0, 3
@@ -138,8 +139,11 @@ def no_space() -> None:
 
 
 def digest(run: Path) -> str:
-    """Of the weights in both checkpoints."""
+    """Of the weights in both checkpoints, and of the epochs in the table."""
     found = hashlib.sha256()
+    with (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.update(f"{row['epoch']} {row['train_loss']} {row['val_loss']}".encode())
     for name in ("best.pt", "last.pt"):
         for key, tensor in load_checkpoint(run / name).state_dict.items():
             found.update(key.encode() + tensor.numpy().tobytes())
@@ -158,6 +162,7 @@ class Trials:
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         assert in_child(lambda: train(folder / "whole", self.recipe)) == COMPLETE
         self.expected = self.digest_of(folder / "whole")
+        assert self.expected
 
     def digest_of(self, run: Path) -> str:
         """The digest of a run, by a process of its own: this one computes nothing, so it forks."""
@@ -200,7 +205,7 @@ class Trials:
                 self.lost += 1
                 console.line(f"lost: {name} {number}: neither done nor the machine's fault")
             if twice and run.exists():
-                in_child(lambda: (at_call(7, act), train(run, self.recipe)))
+                in_child(lambda n=number: (at_call(n % 30 + 1, act), train(run, self.recipe)))
             self.judge(f"{name} {number}", run)
 
     def random_times(self, kills: int, chance: random.Random) -> None:
@@ -215,8 +220,12 @@ class Trials:
                 time.sleep(chance.uniform(0.02, 0.6))
                 os.kill(process, signal.SIGKILL)
                 _, status = os.waitpid(process, 0)
-                if os.waitstatus_to_exitcode(status) == COMPLETE:
+                code = os.waitstatus_to_exitcode(status)
+                if code == COMPLETE:
                     break
+                if code != -signal.SIGKILL:
+                    self.lost += 1
+                    console.line(f"lost: random times: exit {code}")
                 killed += 1
                 self.cases += 1
             if run.exists():

@@ -54,6 +54,7 @@ def test_every_kind_is_found(healthy):
     frames[0].save(train / "roses" / "moves.gif", save_all=True, append_images=frames[1:])
     shutil.copy(train / "roses" / "0.jpg", train / "roses" / "copy.jpg")
     shutil.copy(train / "roses" / "1.jpg", train / "daisy" / "rose.jpg")
+    (train / "roses" / "phone.heic").touch()
     shutil.copy(train / "roses" / "2.jpg", val / "roses" / "leak.jpg")
     with Image.open(train / "daisy" / "1.jpg") as image:
         image.resize((140, 118)).save(val / "daisy" / "near.png")
@@ -69,6 +70,7 @@ def test_every_kind_is_found(healthy):
     assert found["same bytes in two splits"] == [("train/roses/2.jpg", "val/roses/leak.jpg")]
     assert found["near duplicates in two splits"] == [("train/daisy/1.jpg", "val/daisy/near.png")]
     assert found["class missing in a split"] == [()]
+    assert found["ignored"] == [()]
     assert found.keys() <= SERIOUS.keys()
 
 
@@ -78,6 +80,15 @@ def test_a_class_that_outweighs_another_is_found(tmp_path):
         for number in range(count):
             picture(number + 100 * count).save(tmp_path / name / f"{number}.png")
     assert list(kinds(tmp_path)) == ["imbalance"]
+
+
+def test_a_class_that_only_val_has_and_one_class_alone_are_serious(healthy, tmp_path):
+    (healthy / "val" / "tulips").mkdir()
+    picture(70).save(healthy / "val" / "tulips" / "0.jpg")
+    assert [f.detail for f in examine(healthy).serious] == ["train has no tulips"]
+    (tmp_path / "one" / "daisy").mkdir(parents=True)
+    picture(71).save(tmp_path / "one" / "daisy" / "0.jpg")
+    assert [f.kind for f in examine(tmp_path / "one").serious] == ["only one class"]
 
 
 def test_a_huge_image_is_found(healthy):

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,9 @@ import torch
 
 from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.cli import run as mnet
-from mnet_cli.errors import DataError, MachineError, WeightsError
+from mnet_cli.errors import DataError, MachineError, RefusedError, WeightsError
 from mnet_cli.recipe import load_recipe
-from mnet_cli.train import fit, prepare_data, prepare_job, resume_job
+from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job
 
 CPU = torch.device("cpu")
 STEPS = 5  # batches of an epoch: 24 images by 5
@@ -199,6 +201,60 @@ def test_a_state_that_keeps_too_little_is_refused(tiny_recipe, tmp_path):
     job = go_on(tiny_recipe, (), tmp_path / "run")
     with pytest.raises(WeightsError, match="no state that training can go on from"):
         fit(job)
+    job.lock.release()
+    shutil.copy(tmp_path / "run" / "best.pt", tmp_path / "run" / "last.pt")
+    with pytest.raises(WeightsError, match="not the state of this run"):
+        go_on(tiny_recipe, (), tmp_path / "run")
+
+
+def test_a_signal_in_the_middle_of_a_step_keeps_the_state_before_it(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    whole = begin(tiny_recipe, (), tmp_path / "whole")
+    fit(whole)
+    real, calls = loop.take_step, iter(range(1, 100))
+
+    def torn(*arguments):
+        real(*arguments)
+        if next(calls) == STEPS + 2:
+            raise KeyboardInterrupt  # as the second of two signals does
+
+    monkeypatch.setattr(loop, "take_step", torn)
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(job)
+    job.lock.release()
+    monkeypatch.setattr(loop, "take_step", real)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == STEPS
+    fit(go_on(tiny_recipe, (), tmp_path / "run"))
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_path, monkeypatch):
+    settings = ("train.save_minutes=0.0001",)
+    job = begin(tiny_recipe, settings, tmp_path / "run")
+    real, calls = loop.take_step, iter(range(1, 100))
+
+    def diverging(job, learner, inputs, *others):
+        real(job, learner, inputs * float("nan") if next(calls) == 3 else inputs, *others)
+
+    monkeypatch.setattr(loop, "take_step", diverging)
+    with pytest.raises(RefusedError, match="step 3"):
+        fit(job, on_batch=lambda done, total: time.sleep(0.01))
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 2
+
+
+def test_a_worker_that_dies_is_the_machines_fault_and_leaves_a_checkpoint(tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, ("data.workers=2", "train.epochs=9"), tmp_path / "run")
+
+    def kill_a_worker(done, total):
+        if done == 2:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    with pytest.raises(MachineError, match="died"):
+        fit(job, on_batch=kill_a_worker)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] >= 2
 
 
 def test_the_command_resumes_and_says_what_it_found(tiny_recipe, tmp_path, capsys):
@@ -224,6 +280,7 @@ def test_another_recipe_is_refused_with_its_differences(tiny_recipe, tmp_path, c
     capsys.readouterr()
     assert mnet(["train", "--resume", out, "--set", "train.lr=0.1"]) == 2
     assert "train.lr: 0.003 in the run, 0.1 now" in capsys.readouterr().err
+    assert mnet(["train", "--resume", out, "--set", "data.workers=1"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def train(
     if resume and out:
         raise UsageError("--out", "given with --resume", "the run stays where it is")
     if resume:
+        resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
         resolved = _recipe_of(resume, recipe, overrides or ())
         if (resume / "summary.json").is_file():
             console.note(f"already complete: {resume}")
@@ -106,8 +107,8 @@ def train(
             on_batch=on_batch,
             on_epoch=on_epoch,
         )
-    summary = training.write_results(job, result)
-    _write_report(job, result, summary)
+    _write_report(job, result, training.summarize(job, result))
+    summary = training.write_results(job, result)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
 
 
@@ -123,35 +124,22 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
             "a run directory of mnet train was expected",
             "Start one with --recipe",
         )
-    own = load_recipe(file)
-    if recipe or overrides:
-        before, wanted = (
-            dict(_flat(plain_values(one), ""))
-            for one in (own, load_recipe(recipe or file, overrides))
+    if not recipe and not overrides:
+        return load_recipe(file)
+
+    from mnet_cli.train.setup import recipe_differences
+
+    wanted = load_recipe(recipe or file, overrides)
+    differences = recipe_differences(plain_values(load_recipe(file)), plain_values(wanted))
+    if differences:
+        raise RecipeError(
+            str(file),
+            f"another recipe ({len(differences)} keys differ)",
+            "the run's own was expected",
+            "Leave --recipe and --set out, or start a new run",
+            differences,
         )
-        differences = [
-            f"{key}: {before.get(key)!r} in the run, {wanted.get(key)!r} now"
-            for key in sorted(before.keys() | wanted.keys())
-            if before.get(key) != wanted.get(key) and not key.startswith("output.")
-        ]
-        if differences:
-            raise RecipeError(
-                str(file),
-                f"another recipe ({len(differences)} keys differ)",
-                "the run's own was expected",
-                "Leave --recipe and --set out, or start a new run",
-                differences,
-            )
-    return own
-
-
-def _flat(values: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Nested values as dotted keys."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, values
+    return wanted
 
 
 def _show_account(account: "WeightsAccount | None") -> None:

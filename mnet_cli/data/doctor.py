@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import imagehash
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mnet_cli.data.check import same_bytes
-from mnet_cli.data.images import decode_image, read_bytes
+from mnet_cli.data.images import BROKEN, decode_image, read_bytes
 from mnet_cli.data.paths import Files, Names
 from mnet_cli.data.scan import SPLITS, ImageSet, scan_classes, scan_splits
 from mnet_cli.errors import DataError
@@ -27,14 +28,18 @@ FORMAT_OF = {  # Pillow's name of the format that an extension promises
 TINY, HUGE = 64, 50_000_000  # pixels of the shorter side; pixels in all
 NEAR = 4  # of the 64 bits of two perceptual hashes may differ
 IMBALANCE = 10  # times more images in the largest class than in the smallest
-ROWS = 2048  # of the comparison of all hashes with all, at a time
+PAIRS = 20_000_000  # of the comparison of all hashes with all, at a time
+TOGETHER = 500  # images
 
 # A finding's kind, and whether training refuses such data or its scores cannot be trusted.
 SERIOUS = {
     "unreadable": True,
-    "class missing in a split": True,
+    "only one class": True,
+    "class missing in train": True,
     "same bytes in two classes": True,
     "same bytes in two splits": True,
+    "class missing in a split": False,
+    "near duplicates in two classes": False,
     "near duplicates in two splits": False,
     "near duplicates": False,
     "same bytes": False,
@@ -43,6 +48,8 @@ SERIOUS = {
     "tiny": False,
     "huge": False,
     "imbalance": False,
+    "damaged beyond the first frame": False,
+    "ignored": False,
 }
 
 
@@ -113,7 +120,12 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
     usable = np.zeros(len(paths), bool)
     findings: list[Finding] = []
     with ThreadPoolExecutor(cores()) as pool:
-        for index, look in enumerate(pool.map(_look, Files(root, paths))):
+        files = Files(root, paths)
+        blocks = (
+            pool.map(_look, [files[i] for i in range(start, min(start + TOGETHER, len(files)))])
+            for start in range(0, len(files), TOGETHER)
+        )
+        for index, look in enumerate(chain.from_iterable(blocks)):
             sha256[index] = np.frombuffer(look.sha256, np.uint8)
             likeness[index] = look.likeness
             usable[index] = all(kind != "unreadable" for kind, _ in look.findings)
@@ -121,7 +133,7 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
             if on_progress:
                 on_progress(index + 1, len(paths))
     places = list(zip(names, splits.tolist(), strict=True))
-    same = [group for group in same_bytes(sha256) if sha256[group[0]].any()]
+    same = [group for group in same_bytes(sha256) if usable[group[0]]]
     findings += [_duplicates("same bytes", group, places, paths) for group in same]
     first = {index: group[0] for group in same for index in group}  # one of each stands for all
     single = usable & (
@@ -129,9 +141,12 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
     )
     for one, other, bits in _alike(likeness, np.flatnonzero(single)):
         found = _duplicates("near duplicates", [one, other], places, paths)
-        findings.append(Finding(found.kind, found.paths, f"{bits} of 64 bits differ"))
+        detail = f"{found.detail}: {bits} of 64 bits differ"
+        findings.append(Finding(found.kind, found.paths, detail))
     images = {split: _counts(images) for split, images in sets.items()}
     findings += _about_classes(images)
+    notes = [note for found in sets.values() for note in found.ignored]
+    findings += [Finding("ignored", (), note) for note in notes if not note.endswith("hidden")]
     order = list(SERIOUS)
     findings.sort(key=lambda finding: order.index(finding.kind))
     return Health(root, images, findings)
@@ -159,9 +174,13 @@ def _look(path: Path) -> _Look:
 
 
 def _about_one(path: Path, content: bytes, image: Image.Image) -> Iterator[tuple[str, str]]:
+    frames = 1
     with Image.open(io.BytesIO(content)) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format
-        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+        try:
+            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+        except BROKEN as error:  # counting them reads them all
+            yield "damaged beyond the first frame", str(error)
     suffix = PurePosixPath(path.name).suffix.lower()
     if kind != FORMAT_OF[suffix]:
         yield "extension of another format", f"{suffix} holds {kind}"
@@ -179,11 +198,12 @@ def _duplicates(
 ) -> Finding:
     """A group of images that are the same, with where that matters."""
     classes, splits = ({places[index][part] for index in group} for part in (0, 1))
-    if kind == "same bytes" and len(classes) > 1:
-        kind = "same bytes in two classes"
-    elif len(splits) > 1:
+    detail = ", ".join(sorted(classes))
+    if len(splits) > 1:  # worse than another class: it makes the scores worthless
         kind = f"{kind} in two splits"
-    return Finding(kind, tuple(paths[index] for index in group), ", ".join(sorted(classes)))
+    elif len(classes) > 1:
+        kind = f"{kind} in two classes"
+    return Finding(kind, tuple(paths[index] for index in group), detail)
 
 
 def _alike(
@@ -191,8 +211,10 @@ def _alike(
 ) -> Iterator[tuple[int, int, int]]:
     """Pairs of images whose hashes differ by `NEAR` bits or fewer, and by how many."""
     hashes = likeness[chosen]
-    for start in range(0, len(hashes), ROWS):
-        bits = np.bitwise_count(hashes[start : start + ROWS, None] ^ hashes[None, start:])
+    rows_at_once = max(1, PAIRS // max(1, len(hashes)))
+    for start in range(0, len(hashes), rows_at_once):
+        block = hashes[start : start + rows_at_once, None]
+        bits = np.bitwise_count(block ^ hashes[None, start:])
         rows, columns = np.nonzero(bits <= NEAR)
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             if column > row:
@@ -210,7 +232,10 @@ def _about_classes(images: dict[str, dict[str, int]]) -> Iterator[Finding]:
     for split, counts in images.items():
         for name in every:
             if name not in counts:
-                yield Finding("class missing in a split", (), f"{split} has no {name}")
+                kind = "class missing in " + ("train" if split == "train" else "a split")
+                yield Finding(kind, (), f"{split} has no {name}")
+    if len(every) == 1:
+        yield Finding("only one class", (), every[0])
     counts = images.get("train") or images["all"]
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] > IMBALANCE * counts[least]:

@@ -188,14 +188,22 @@ def load_views(
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        died = worker_death(error)
+        if died is None:
             raise
-        raise MachineError(
-            "data.workers",
-            f"a process that loads images died ({str(error).splitlines()[0]})",
-            "memory for all of them was expected",
-            "Try --set data.workers=0, or a smaller data.batch_size",
-        ) from error
+        raise died from error
+
+
+def worker_death(error: BaseException) -> MachineError | None:
+    """The machine's fault behind an error that torch raises, anywhere, when a worker has died."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return MachineError(
+        "data.workers",
+        f"a process that loads images died ({str(error).splitlines()[0]})",
+        "memory for all of them was expected",
+        "Try --set data.workers=0, or a smaller data.batch_size",
+    )
 
 
 def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch | DataError:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from mnet_cli.checkpoint import save_checkpoint
-from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch
-from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch, worker_death
+from mnet_cli.errors import DataError, MachineError, RefusedError
 from mnet_cli.interrupts import Terminated, held
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase
@@ -97,14 +98,24 @@ def fit(
             restore_learner(job, learner, kept)
 
         def keep(learner: Learner = learner, steps: int = supply.steps) -> None:
+            losses = result.running.losses
+            if losses and not torch.stack(losses).isfinite().all():
+                return  # the good checkpoint stays
             result.seconds = time.monotonic() - started
             save_last(job, learner, result, steps)
 
         try:
             while not is_over(job, result, epochs):
                 on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
-        except (KeyboardInterrupt, Terminated, DataError):
-            keep()
+        except (KeyboardInterrupt, Terminated, DataError, RuntimeError) as error:
+            died = worker_death(error)
+            if died is None and isinstance(error, RuntimeError):
+                raise
+            if result.whole:
+                with suppress(MachineError):  # what stopped it is to be said
+                    keep()
+            if died:
+                raise died from error
             raise
         result.moved += moved(before, model)
     result.seconds = time.monotonic() - started
@@ -138,19 +149,21 @@ def run_epoch(
         "val_loss": evaluation.loss,
         "top1": evaluation.top1,
         "macro_f1": evaluation.macro_f1,
-        "images_per_second": len(job.data.splits["train"]) / trained,
+        "images_per_second": len(job.data.splits["train"]) / max(trained, 1e-3),
         "lr": lr,
         "seconds": time.monotonic() - clock,
     }
     with held():  # the files of an epoch belong together
+        result.whole = False
         result.rows.append(row)
         result.running = Running()
         if result.best is None or BETTER[job.recipe.train.monitor](evaluation, result.best):
             result.best, result.best_epoch = evaluation, epoch
             metrics = {"epoch": epoch, **evaluation.figures()}
             save_checkpoint(job.run / "best.pt", as_checkpoint(job, shown, metrics))
-        keep()
         write_csv(job.run / "metrics.csv", COLUMNS, result.rows)
+        result.whole = True
+        keep()
     return row
 
 
@@ -182,7 +195,9 @@ def train_epoch(
     set_train_mode(job.model)
     for inputs, labels in supply.batches(epoch, len(running)):  # inputs (N, …), labels (N,)
         with held():  # a step is taken whole or not at all
+            result.whole = False
             take_step(job, learner, inputs, labels, running, before + len(running) + 1)
+            result.whole = True
         on_batch(len(running), supply.steps)
         if time.monotonic() >= due:
             keep()

@@ -1,7 +1,7 @@
 """From a recipe to everything that the loop needs."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
-from mnet_cli.errors import DataError, MnetError, RecipeError
+from mnet_cli.errors import DataError, MnetError, RecipeError, WeightsError
 from mnet_cli.features.cache import cache_cap
 from mnet_cli.machine import cores
 from mnet_cli.models.freeze import freeze, split_frozen
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, WeightsAccount, find_weights, load_matching
-from mnet_cli.recipe import Recipe, dump_recipe
+from mnet_cli.recipe import Recipe, dump_recipe, plain_values
 from mnet_cli.run_directory import (
     claim_run,
     create_run,
@@ -36,6 +36,7 @@ from mnet_cli.run_directory import (
 from mnet_cli.text import readable
 
 Progress = Callable[[int, int], None]
+FREE = ("output.", "data.root", "data.workers", "train.save_minutes")  # may change at a resume
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def resume_job(
         MachineError: Another process owns the run.
     """
     lock = own_run(run)
-    remove_leftovers(run)
+    remove_leftovers(run, owned=True)
     _refuse_changed(run, data)
     write_known(run, recipe, data)
     if not (run / "last.pt").exists():
@@ -222,6 +223,15 @@ def resume_job(
         )
         return Job(recipe, data, model, model_args, preprocess, account, device, run, lock)
     kept = load_checkpoint(run / "last.pt")
+    differences = recipe_differences(kept.recipe, plain_values(recipe))
+    if differences or kept.class_names != data.class_names or "step" not in kept.training:
+        raise WeightsError(
+            str(run / "last.pt"),
+            "not the state of this run",
+            "what mnet train kept of it was expected",
+            "Train again",
+            differences,
+        )
     account = kept.training.get("account")
     return Job(
         recipe=recipe,
@@ -237,13 +247,37 @@ def resume_job(
     )
 
 
+def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two recipes, as plain values, train differently; a line each."""
+    flat, other = dict(_flat(before, "")), dict(_flat(now, ""))
+    return [
+        f"{key}: {flat.get(key)!r} in the run, {other.get(key)!r} now"
+        for key in sorted(flat.keys() | other.keys())
+        if flat.get(key) != other.get(key) and not key.startswith(FREE)
+    ]
+
+
+def _flat(values: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Nested values as dotted keys."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
+
+
 def _refuse_changed(run: Path, data: DataSet) -> None:
     """Compare the data with the run's `split.csv`."""
     manifest = run / "split.csv"
     if not manifest.exists():
         return
-    with manifest.open(newline="", encoding="utf-8") as file:
-        before = {tuple(row.values()) for row in csv.DictReader(file)}
+    try:
+        with manifest.open(newline="", encoding="utf-8") as file:
+            before = {tuple(row.values()) for row in csv.DictReader(file)}
+    except (ValueError, csv.Error, TypeError) as error:
+        raise DataError(
+            str(manifest), f"no manifest of a run ({error})", "the run's own was expected"
+        ) from error
     now = {
         (readable(row["path"]), readable(row["class"]), row["split"], row["sha256"])
         for row in data.manifest()

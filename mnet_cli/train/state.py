@@ -47,6 +47,7 @@ class Fit:
         frozen: Number of frozen tensors that were watched.
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
         seconds: From the start to the end, features that had to be computed included.
+        whole: Not in the middle of a step, nor of an epoch's files.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -59,6 +60,7 @@ class Fit:
     frozen: int = 0
     moved: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    whole: bool = True
 
     @property
     def position(self) -> tuple[int, int]:
@@ -168,7 +170,9 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
         logits = history["best_logits"]
         return Fit(
             rows=history["rows"],
-            running=Running(list(running["losses"]), running["lrs"], running["counts"]),
+            running=Running(
+                list(running["losses"].to(job.device)), running["lrs"], running["counts"]
+            ),
             phase=history["phase"],
             phase_start=history["phase_start"],
             best_epoch=history["best_epoch"],
