@@ -55,6 +55,7 @@ FORMATS = {
     "torchscript": Format(".torchscript", "torchscript"),
     "pt2": Format(".pt2", "pt2"),
     "openvino": Format(".xml", "openvino", "openvino", ("openvino", "nncf")),
+    "executorch": Format(".pte", "executorch", "executorch", ("executorch",), static=True),
 }
 
 
