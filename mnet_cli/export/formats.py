@@ -55,6 +55,13 @@ FORMATS = {
     "torchscript": Format(".torchscript", "torchscript"),
     "pt2": Format(".pt2", "pt2"),
     "openvino": Format(".xml", "openvino", "openvino", ("openvino", "nncf")),
+    "tflite": Format(
+        ".tflite",
+        "tflite",
+        "tflite",
+        ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        static=True,
+    ),
     "executorch": Format(".pte", "executorch", "executorch", ("executorch",), static=True),
 }
 
