@@ -62,6 +62,9 @@ FORMATS = {
         ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
         static=True,
     ),
+    "coreml": Format(
+        ".mlpackage", "coreml", "coreml", ("coremltools",), static=True, runs_on="darwin"
+    ),
     "executorch": Format(".pte", "executorch", "executorch", ("executorch",), static=True),
 }
 

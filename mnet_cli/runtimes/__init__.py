@@ -33,6 +33,7 @@ ADAPTERS = {  # suffix: the module of this folder that runs such files
     ".xml": "openvino",
     ".tflite": "tflite",
     ".pte": "executorch",
+    ".mlpackage": "coreml",
 }
 LEAST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
 
