@@ -1,15 +1,17 @@
 """LiteRT (TensorFlow Lite) flatbuffers, by litert-torch; 8-bit ones by ai-edge-quantizer."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from mnet_cli.contract import KEY, Contract
 from mnet_cli.export.formats import Setting
+from mnet_cli.export.int8 import SAMPLED, TAIL
 from mnet_cli.export.network import Network
 from mnet_cli.runtimes.quiet import quiet
 from mnet_cli.runtimes.tflite import load
@@ -25,15 +27,15 @@ with quiet():
 
 litert_torch.config.show_progress = False
 LARGEST_BIAS = 2**30  # half of what 32 bits hold
+LEAST_STEP = 1e-4  # where calibration saw nothing but zeros
 CHANNEL_AXES = {  # of the weights of each kind of layer
     schema.BuiltinOperator.CONV_2D: 0,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D: 3,
     schema.BuiltinOperator.FULLY_CONNECTED: 0,
 }
 EVERYTHING = ".*"  # as a pattern of the names of layers
-# The layers whose errors reach far: squeeze-excitation, and what makes the logits; a layer has
-# the name of what it gives, and that of the last one is the output's.
-SENSITIVE = "SqueezeExcitation|classifier|serving_default_output"
+
+Ranges = dict[str, dict[str, Any]]  # of tensors by name: `min` and `max`
 
 
 def _convert(network: Network) -> bytes:
@@ -43,15 +45,13 @@ def _convert(network: Network) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _calibrated(network: Network) -> tuple[bytes, dict[str, Any]]:
-    """The model, its channels wide enough for 8 bits, and what calibration saw of each tensor."""
-    content = _convert(network)
+def _calibrated(network: Network) -> tuple[bytes, Ranges]:
+    """The model, its channels wide enough for 8 bits, and the range of each of its tensors."""
+    content, size = _convert(network), network.contract.batch
+    inputs = network.calibration()
+    parts = [inputs[at : at + size] for at in range(0, len(inputs) - size + 1, size)]
     with quiet():
-        [(signature, names)] = Interpreter(model_content=content).get_signature_list().items()
-        [name] = names["inputs"]
-        inputs, size = network.calibration(), network.contract.batch
-        parts = [{name: inputs[at : at + size]} for at in range(0, len(inputs) - size + 1, size)]
-        ranges = _quantizer(content).calibrate({signature: parts}, num_threads=1)
+        ranges = _ranges(content, parts)
         return _widened(content, ranges), ranges
 
 
@@ -59,8 +59,49 @@ def _convert_int8(network: Network, *, spare: bool = False) -> bytes:
     """Quantize weights by channel and activations; `spare` leaves some layers in float."""
     content, ranges = _calibrated(network)
     with quiet():
-        quantizer = _quantizer(content, SENSITIVE if spare else None)
+        quantizer = _quantizer(content, _sensitive(network) if spare else None)
         return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+def _sensitive(network: Network) -> str:
+    """The layers whose errors reach far, as a pattern: squeeze-excitation and the last one.
+
+    A layer has the name of what it gives, and the network's last that of the output.
+    """
+    linear = [name for name, one in network.module.named_modules() if isinstance(one, nn.Linear)]
+    return f"SqueezeExcitation|serving_default_output|Linear_{linear[-1].rpartition('.')[2]};"
+
+
+def _ranges(content: bytes, parts: Sequence[NDArray[Any]]) -> Ranges:
+    """The ranges of a model's tensors, without extremes, as the quantizer takes them.
+
+    Its own follow the mean of each input's extremes, from the first input on: that cuts off
+    what few photographs show, and depends on their order.
+    """
+    interpreter = Interpreter(
+        model_content=content, experimental_preserve_all_tensors=True, num_threads=1
+    )
+    [(signature, names)] = interpreter.get_signature_list().items()
+    [name] = names["inputs"]
+    ranges: Ranges = _quantizer(content).calibrate({signature: [{name: parts[0]}]}, num_threads=1)
+    interpreter.allocate_tensors()
+    [taken] = interpreter.get_input_details()
+    places = {one["name"]: one["index"] for one in interpreter.get_tensor_details()}
+    values: dict[str, list[NDArray[Any]]] = {key: [] for key in ranges if ranges[key]}
+    random = np.random.default_rng(0)
+    for part in parts:
+        interpreter.set_tensor(taken["index"], part)
+        interpreter.invoke()
+        for key, seen in values.items():
+            every = interpreter.get_tensor(places[key]).reshape(-1)
+            few = every.size <= SAMPLED
+            seen.append(every if few else every[random.integers(every.size, size=SAMPLED)])
+    for key, seen in values.items():
+        low, high = np.percentile(np.concatenate(seen), (TAIL, 100 - TAIL))
+        shape = np.shape(ranges[key]["min"])
+        ranges[key]["min"] = np.full(shape, min(low, 0), np.float32)
+        ranges[key]["max"] = np.full(shape, max(high, 0), np.float32)
+    return ranges
 
 
 def _quantizer(content: bytes, spared: str | None = None) -> Any:
@@ -75,7 +116,7 @@ def _quantizer(content: bytes, spared: str | None = None) -> Any:
     return quantizer
 
 
-def _widened(content: bytes, ranges: Mapping[str, Any]) -> bytes:
+def _widened(content: bytes, ranges: Ranges) -> bytes:
     """Give the channels that training has emptied a weight that their bias can be counted in.
 
     A bias is a whole number, of 32 bits, of the input's step times the channel's; where all of
@@ -93,7 +134,7 @@ def _widened(content: bytes, ranges: Mapping[str, Any]) -> bytes:
             continue
         taken, weight, bias = (graph.tensors[index] for index in operator.inputs)
         seen = ranges[taken.name.decode()]
-        step = (max(seen["max"].max(), 0) - min(seen["min"].min(), 0)) / 255
+        step = max((seen["max"].max() - seen["min"].min()) / 255, LEAST_STEP)
         weights = np.array(_floats(model, weight)).reshape(weight.shape)
         channels = np.moveaxis(weights, CHANNEL_AXES[code], 0)  # (C, …), the same memory
         least = 127 * np.abs(_floats(model, bias)) / (step * LARGEST_BIAS)
@@ -111,7 +152,9 @@ PRECISIONS: dict[str, tuple[Setting, ...]] = {
     "float32": (Setting("", _convert),),
     "int8": (
         Setting("8 bits", _convert_int8),
-        Setting("8 bits, squeeze-excitation and head in float", partial(_convert_int8, spare=True)),
+        Setting(
+            "8 bits, squeeze-excitation and last layer in float", partial(_convert_int8, spare=True)
+        ),
     ),
 }
 
