@@ -47,16 +47,34 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a complete file its final name, once its bytes and its name are safely on disk.
+    """Give a complete file or folder its final name, once its bytes are safely on disk.
+
+    No system replaces a folder that has something in it in one step: an older one is renamed
+    away first and removed last, so that a reader sees one, the other or, for a moment, none.
 
     Args:
-        temporary: The file, in the same file system as `path`.
-        path: The final name; a file there is replaced.
+        temporary: The file or folder, in the same file system as `path`.
+        path: The final name; what is there is replaced.
     """
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    if not temporary.is_dir():
+        _sync_file(temporary)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+        return
+    for part in temporary.rglob("*"):
+        (_sync_folder if part.is_dir() else _sync_file)(part)
+    _sync_folder(temporary)
+    older = temporary.with_name(f".{path.name}.{os.getpid()}.tmp")  # goes as a leftover if killed
+    if path.exists():
+        path.rename(older)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if older.exists():
+            older.rename(path)
+        raise
     _sync_folder(path.parent)
+    _remove(older)
 
 
 @contextmanager
@@ -94,10 +112,14 @@ def remove_leftovers(folder: Path, *, owned: bool = False) -> None:
     for path in folder.glob(".*.tmp"):
         process = path.name.split(".")[-2]
         if owned or (process.isdecimal() and not _is_running(int(process))):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -142,6 +164,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,8 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from mnet_cli.atomic import atomic_folder, atomic_write
+from mnet_cli.atomic import atomic_folder, atomic_write, settle
 from mnet_cli.errors import MachineError
 
 
@@ -55,3 +56,31 @@ def test_folder_with_content_is_not_replaced(tmp_path):
     with pytest.raises(MachineError), atomic_folder(tmp_path) as folder:
         (folder / "new").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_settles_replaces_an_older_one_whole(tmp_path):
+    scratch, path = tmp_path / "scratch", tmp_path / "a"
+    for name in ("old", "new"):
+        (scratch / "a" / "deep").mkdir(parents=True)
+        (scratch / "a" / "deep" / name).touch()
+        settle(scratch / "a", path)
+        assert [file.name for file in path.rglob("*") if file.is_file()] == [name]
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_folder_that_cannot_settle_leaves_the_older_one(tmp_path, monkeypatch):
+    scratch, path = tmp_path / "scratch", tmp_path / "a"
+    (scratch / "a").mkdir(parents=True)
+    path.mkdir()
+    (path / "old").touch()
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self == scratch / "a":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        settle(scratch / "a", path)
+    assert [file.name for file in path.iterdir()] == ["old"]

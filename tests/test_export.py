@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,17 +19,21 @@ from torch import nn
 from mnet_cli import predict
 from mnet_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mnet_cli.cli import run
+from mnet_cli.contract import read_contract
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError
 from mnet_cli.export import FORMATS, Plan, export, formats, gate
 from mnet_cli.export.run import balanced
+from mnet_cli.hashing import folder_sha256
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.recipe import load_recipe, plain_values
 from mnet_cli.runtimes import open_classifier
 
 # Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
 INSTALLED = [name for name, wanted in FORMATS.items() if all(map(find_spec, wanted.packages))]
+RUN_HERE = [name for name in INSTALLED if FORMATS[name].runs_here]
+NO_TORCH = [name for name in ("onnx", "tflite") if name in INSTALLED]  # their adapters need none
 STANDALONE = Path(__file__).with_name("standalone_predict.py")
 NAMES = ("blue", "green", "red")
 
@@ -99,7 +104,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 @pytest.mark.parametrize(("arch", "arguments", "size"), VARIANTS)
 def test_every_network_exports_and_answers_as_its_checkpoint(
     name, arch, arguments, size, photos, tmp_path
@@ -120,7 +125,7 @@ def test_every_network_exports_and_answers_as_its_checkpoint(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_baked_files_take_pixels_and_give_probabilities(name, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v3_small", photos)
     [result] = exported(source, photos, plan(tmp_path, formats=[name], bake=True))
@@ -138,7 +143,7 @@ def test_a_baked_graph_sums_to_one_without_mnet(photos, tmp_path):
     assert np.allclose(found.sum(1), 1)
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("name", RUN_HERE)
 @pytest.mark.parametrize("batch", [5, 17])
 def test_a_fixed_batch_is_filled_up(name, batch, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v1", photos)
@@ -243,6 +248,106 @@ def test_a_file_away_from_its_run_asks_for_images(photos, tmp_path, capsys):
     assert run(["eval", "-c", file, "--data", str(photos)]) == 0
 
 
+@pytest.mark.parametrize("name", [name for name in RUN_HERE if name in ("tflite", "executorch")])
+def test_eight_bits_of_an_extra_keep_the_accuracy_too(name, tiny_run, photos, tmp_path):
+    [whole] = exported(tiny_run / "best.pt", photos, plan(tmp_path, formats=[name]))
+    one_of_twelve = plan(tmp_path, formats=[name], precision="int8", max_drop=0.1)
+    [small] = exported(tiny_run / "best.pt", photos, one_of_twelve)
+    assert (small.refused, small.setting) == ("", "8 bits")
+    assert small.size < 0.5 * whole.size
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_threads_do_not_mix_up_their_answers(name, photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v3_small", photos)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name]))
+    classify = open_classifier(result.path, "cpu").classify
+    images = np.random.default_rng(0).standard_normal((16, 1, 3, 32, 32), np.float32)
+    expected = [classify(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(classify, [*images] * 4)]
+    assert np.abs(np.asarray(found) - np.asarray(expected * 4)).max() < 1e-5
+
+
+def test_a_static_format_takes_one_image_unless_told(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], static=True))
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    for batch, expected in ((0, 1), (3, 3)):
+        [result] = exported(source, photos, plan(tmp_path, batch=batch, force=True))
+        assert json.loads((tmp_path / f"{result.path.name}.json").read_text())["batch"] == expected
+        shape = onnxruntime.InferenceSession(result.path).get_inputs()[0].shape
+        assert shape == [expected, 3, 32, 32]
+
+
+def test_a_file_that_does_not_run_here_says_so(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runs_on="elsewhere"))
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    assert run(["export", str(source), "--data", str(photos)]) == 0
+    assert "converted, not run here" in capsys.readouterr().out
+    [row] = json.loads((tmp_path / "export.json").read_text())["files"]
+    assert (row["file"], row["note"]) == ("mobilenet_v1.onnx", "converted, not run here")
+    assert not {"max_delta", "top1", "median_ms"} & row.keys()
+    assert json.loads((tmp_path / "mobilenet_v1.onnx.json").read_text())["proof"] == {}
+
+
+needs_coreml = pytest.mark.skipif("coreml" not in INSTALLED, reason="the coreml extra is missing")
+
+
+@needs_coreml
+@pytest.mark.parametrize(("arch", "arguments", "size"), VARIANTS)
+def test_every_network_becomes_a_core_ml_package(arch, arguments, size, photos, tmp_path):
+    import coremltools
+
+    source = lively(tmp_path, arch, photos, size, **arguments)
+    [result] = exported(source, photos, plan(tmp_path, formats=["coreml"]))
+    assert (result.refused, result.note) == ("", "converted, not run here")
+    files = [path for path in result.path.rglob("*") if path.is_file()]
+    document = json.loads((tmp_path / f"{result.path.name}.json").read_text())
+    assert document["file"]["bytes"] == sum(path.stat().st_size for path in files) == result.size
+    assert document["file"]["sha256"] == folder_sha256(result.path)
+    assert not list(tmp_path.glob(".*"))
+    model = coremltools.models.MLModel(str(result.path), skip_model_load=True)
+    contract = read_contract(model.user_defined_metadata["mnet"], "here")
+    assert (contract.class_names, contract.batch) == (NAMES, 1)
+    [taken], [given] = model.get_spec().description.input, model.get_spec().description.output
+    assert [*taken.type.multiArrayType.shape] == [1, 3, size, size]
+    assert [*given.type.multiArrayType.shape] == [1, 3]
+
+
+@needs_coreml
+def test_half_a_core_ml_package_is_half_the_size_and_replaces_one(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    [whole] = exported(source, photos, plan(tmp_path, formats=["coreml"]))
+    half = plan(tmp_path, formats=["coreml"], precision="float16")
+    [result] = exported(source, photos, half)
+    assert result.size < 0.6 * whole.size
+    (result.path / "older").touch()
+    with pytest.raises(UsageError, match="exists"):
+        exported(source, photos, half)
+    [again] = exported(source, photos, replace(half, force=True))
+    assert (again.size, (again.path / "older").exists()) == (result.size, False)
+
+
+@needs_coreml
+def test_a_baked_core_ml_package_takes_an_image_and_only_one(photos, tmp_path):
+    import coremltools
+
+    source = lively(tmp_path, "mobilenet_v3_small", photos)
+    baked = plan(tmp_path, formats=["coreml"], bake=True)
+    [result] = exported(source, photos, baked)
+    model = coremltools.models.MLModel(str(result.path), skip_model_load=True)
+    [taken] = model.get_spec().description.input
+    assert (taken.type.imageType.width, taken.type.imageType.height) == (32, 32)
+    with pytest.raises(UsageError, match="--batch 2"):
+        exported(source, photos, replace(baked, batch=2, force=True))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it runs")
+def test_a_core_ml_package_is_not_run_elsewhere(tmp_path):
+    with pytest.raises(MachineError, match="macOS"):
+        open_classifier(tmp_path / "model.mlpackage", "cpu")
+
+
 def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_path, monkeypatch):
     verdicts = iter(["too far"] * 4 + ["", ""])
     monkeypatch.setattr("mnet_cli.export.run.fault", lambda *_: next(verdicts))
@@ -321,7 +426,8 @@ def test_formats_that_cannot_have_a_precision_say_what_they_can():
 def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v3_small", photos)
     [result] = exported(source, photos, plan(tmp_path, formats=[name]))
-    parts = [result.path.read_bytes()]
+    files = result.path.rglob("*") if result.path.is_dir() else [result.path]
+    parts = [file.read_bytes() for file in files if file.is_file()]
     if zipfile.is_zipfile(result.path):
         with zipfile.ZipFile(result.path) as archive:
             parts = [archive.read(entry) for entry in archive.namelist()]
@@ -330,8 +436,9 @@ def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path
     assert not [trace for part in parts for trace in traces if trace in part]
 
 
-def test_an_onnx_file_is_classified_without_torch(tiny_run, photos):
-    assert run(["export", str(tiny_run), "--force", "--quiet"]) == 0
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_a_file_is_classified_without_torch(name, tiny_run, photos):
+    assert run(["export", str(tiny_run), "--format", name, "--force", "--quiet"]) == 0
     code = (
         "import sys; from mnet_cli.cli import run\n"
         "assert run(['predict', '-c', *sys.argv[1:]]) == 0\n"
@@ -339,12 +446,12 @@ def test_an_onnx_file_is_classified_without_torch(tiny_run, photos):
     )
     photo = next((photos / "val").rglob("*.jpg"))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_run / "mobilenet_v2.onnx"), str(photo)],
+        [sys.executable, "-c", code, str(tiny_run / f"mobilenet_v2{FORMATS[name].suffix}"), photo],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert "class: " in done.stdout
 
 

@@ -1,5 +1,6 @@
 import pickle
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ def test_missing_device_is_refused_not_replaced(monkeypatch):
         choose_device("gpu")
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".torchscript", ".pt2"])
+OF_EXTRAS = {".tflite": "ai_edge_litert", ".pte": "executorch"}
+SUFFIXES = [
+    *(".onnx", ".torchscript", ".pt2"),
+    *(suffix for suffix, package in OF_EXTRAS.items() if find_spec(package)),
+]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"PK\3\4 no zip", b"<html>", None])
 def test_damaged_files_are_refused_in_one_line(suffix, content, tmp_path):
     path = tmp_path / f"model{suffix}"

@@ -99,7 +99,9 @@ def export(
         for setting, reason in result.tried:
             console.note(f"note: {result.format}, {setting}: {reason}")
     classifiers = {"checkpoint": reference} | {
-        str(result.path): open_classifier(result.path, "cpu") for result in results if result.path
+        str(result.path): open_classifier(result.path, "cpu")
+        for result in results
+        if result.path and result.proof
     }
     with console.bar("timing", unit="round") as on_progress:
         timings = time_classifiers(classifiers, ROUNDS, on_progress)
@@ -129,10 +131,11 @@ def _document(
             "file": result.path.name if result.path else None,
             "bytes": result.size or None,
             **(result.proof.to_dict() if result.proof else {}),
+            "note": result.note or None,
             "refused": result.refused or None,
             "tried": [dict(zip(("setting", "refused"), one, strict=True)) for one in result.tried],
         }
-        if result.path:
+        if str(result.path) in timings:
             row |= vars(timings[str(result.path)])
         rows.append(row)
     return {
@@ -189,8 +192,8 @@ def _show(document: dict[str, Any]) -> None:
                 f"{row['max_delta']:.1e}" if measured else "",
                 percent(row["agreement"]) if measured else "",
                 percent(row["top1"]) if measured else "",
-                f"{row['median_ms']:.1f}" if row["file"] else "",
-                row["setting"],
+                f"{row['median_ms']:.1f}" if "median_ms" in row else "",
+                ", ".join(filter(None, (row["setting"], row["note"]))),
             )
         )
     columns = ("file", "precision", ">MB", ">Δ logit", ">agreement", ">top-1", ">ms", "setting")
@@ -200,7 +203,7 @@ def _show(document: dict[str, Any]) -> None:
             f"proven on {proven['images']} photographs; milliseconds of one image on one thread"
         )
     for row in document["files"]:
-        if row["precision"] != "float32" and row["file"]:
+        if row["precision"] != "float32" and "median_ms" in row:
             share = row["median_ms"] / checkpoint["median_ms"]
             faster = f"{1 / share:.1f}x as fast as the checkpoint"
             gain = faster if share < 0.95 else "saves size only, it is not faster here"

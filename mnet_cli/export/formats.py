@@ -9,6 +9,7 @@ A format's writer is a module of this folder with
 Its reader is the adapter of `mnet_cli.runtimes`.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,12 +33,21 @@ class Format:
         writer: The module of this folder that writes them.
         extra: The extra of mnet-cli that installs what it needs; empty if nothing else.
         packages: What the extra brings, by the names they are imported by.
+        static: The number of images a call is always fixed, to one unless another is wanted.
+        runs_on: The one system, as `sys.platform` names it, where such files run; empty for all.
     """
 
     suffix: str
     writer: str
     extra: str = ""
     packages: tuple[str, ...] = ()
+    static: bool = False
+    runs_on: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether its files can be run, and so proven, on this system."""
+        return self.runs_on in ("", sys.platform)
 
 
 FORMATS = {
@@ -45,6 +55,17 @@ FORMATS = {
     "torchscript": Format(".torchscript", "torchscript"),
     "pt2": Format(".pt2", "pt2"),
     "openvino": Format(".xml", "openvino", "openvino", ("openvino", "nncf")),
+    "tflite": Format(
+        ".tflite",
+        "tflite",
+        "tflite",
+        ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        static=True,
+    ),
+    "coreml": Format(
+        ".mlpackage", "coreml", "coreml", ("coremltools",), static=True, runs_on="darwin"
+    ),
+    "executorch": Format(".pte", "executorch", "executorch", ("executorch",), static=True),
 }
 
 

@@ -20,12 +20,13 @@ from mnet_cli.evaluate import stacked
 from mnet_cli.export.formats import FORMATS, PRECISIONS, Writer, find_writer
 from mnet_cli.export.gate import Proof, compare, eager, fault
 from mnet_cli.export.network import Baked, Network
-from mnet_cli.hashing import file_sha256
+from mnet_cli.hashing import file_sha256, folder_sha256
 from mnet_cli.machine import BATCH
 from mnet_cli.run_directory import write_json
 from mnet_cli.runtimes import Classify, as_input, classified_preprocess, open_classifier
 
 Progress = Callable[[str], None]
+NOT_RUN = "converted, not run here"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Plan:
         formats: Names in `FORMATS`.
         precision: `float32`, `float16` or `int8`.
         bake: Pixels in, probabilities out.
-        batch: Fixes the number of images a call; 0 leaves it free where the format can.
+        batch: Fixes the number of images a call; 0 leaves it free where the format can, and
+            means one where it cannot.
         calibration: Training photographs that integers are calibrated on.
         max_drop: Share of top-1 that 8 bits may cost, [0, 1].
         out: The folder for the files.
@@ -66,6 +68,7 @@ class Exported:
         proof: What was measured; None if there were no numbers to compare.
         refused: Why there is no file; empty if there is one.
         tried: Settings that were refused before, with the reason.
+        note: What a file lacks; empty if it is proven.
     """
 
     format: str
@@ -76,6 +79,7 @@ class Exported:
     proof: Proof | None
     refused: str = ""
     tried: tuple[tuple[str, str], ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ def export(
     )
     for name, writer in writers.items():
         target = plan.out / _file_name(checkpoint.arch, name, plan)
-        yield _export_one(name, writer, network, target, photographs, plan, on_step)
+        own = _fixed(network) if FORMATS[name].static else network
+        yield _export_one(name, writer, own, target, photographs, plan, on_step)
 
 
 def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Writer]:
@@ -170,6 +175,11 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Writer]:
     return writers
 
 
+def _fixed(network: Network) -> Network:
+    """The network for a format whose files take the same number of images at every call."""
+    return replace(network, contract=replace(network.contract, batch=network.contract.batch or 1))
+
+
 def _export_one(
     name: str,
     writer: Writer,
@@ -179,7 +189,8 @@ def _export_one(
     plan: Plan,
     on_step: Progress,
 ) -> Exported:
-    """Go down the ladder of settings until one passes the gate."""
+    """Go down the ladder of settings until one passes the gate, if that can be run here."""
+    runs_here = FORMATS[name].runs_here
     tried: list[tuple[str, str]] = []
     proof = None
     for setting in writer.PRECISIONS[plan.precision]:
@@ -191,21 +202,29 @@ def _export_one(
                 program = setting.convert(network)
                 writer.save(program, file, contract)
                 writer.check(file)
-                refused, proof = _judge(file, contract, photographs, plan.max_drop)
-                if not refused and proof:
+                refused, proof = "", None
+                if runs_here:
+                    refused, proof = _judge(file, contract, photographs, plan.max_drop)
+                if proof and not refused:
                     contract = contract.proven(proof.to_dict())
                     writer.save(program, file, contract)
                     writer.check(file)
-                    _refuse_other(file, contract, photographs, plan.max_drop)
-            except (MachineError, DataError, OSError):
+                    _refuse_other(file, contract, photographs)
+            except (MachineError, DataError, UsageError, OSError):
                 raise
             except Exception as error:  # converters and runtimes raise what they like
                 text = str(error).strip().splitlines() or [""]
                 refused = f"{type(error).__name__}: {text[0]}"
             if not refused:
-                size = _hand_over(file, target, contract)
                 return Exported(
-                    name, plan.precision, setting.title, target, size, proof, "", (*tried,)
+                    format=name,
+                    precision=plan.precision,
+                    setting=setting.title,
+                    path=target,
+                    size=_hand_over(file, target, contract),
+                    proof=proof,
+                    tried=(*tried,),
+                    note="" if runs_here else NOT_RUN,
                 )
         tried.append((setting.title, refused))
     title, refused = tried.pop()
@@ -226,9 +245,7 @@ def _judge(
     return fault(proof, contract.precision, max_drop), proof
 
 
-def _refuse_other(
-    file: Path, contract: Contract, photographs: Photographs, max_drop: float
-) -> None:
+def _refuse_other(file: Path, contract: Contract, photographs: Photographs) -> None:
     """Look at the file once more, now that it carries its proof: a few photographs must do."""
     number = min(BATCH, len(photographs.files))
     few = Photographs(
@@ -246,13 +263,21 @@ def _hand_over(file: Path, target: Path, contract: Contract) -> int:
 
     An older file goes first, so that at no moment parts of two stand together.
     """
-    size = sum(path.stat().st_size for path in file.parent.iterdir())
-    about = {"name": target.name, "bytes": size, "sha256": file_sha256(file)}
+    size = sum(map(_size, file.parent.iterdir()))
+    digest = folder_sha256 if file.is_dir() else file_sha256
+    about = {"name": target.name, "bytes": size, "sha256": digest(file)}
     write_json(_document(file), {**contract.to_dict(), "file": about})
-    target.unlink(missing_ok=True)
+    if target.is_file():
+        target.unlink()
     for path in sorted(file.parent.iterdir(), key=lambda path: path == file):
         settle(path, target.with_name(path.name))
     return size
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def calibration_photographs(

@@ -31,6 +31,9 @@ ADAPTERS = {  # suffix: the module of this folder that runs such files
     ".torchscript": "torchscript",
     ".pt2": "pt2",
     ".xml": "openvino",
+    ".tflite": "tflite",
+    ".pte": "executorch",
+    ".mlpackage": "coreml",
 }
 LEAST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
 
