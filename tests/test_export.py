@@ -248,13 +248,33 @@ def test_a_file_away_from_its_run_asks_for_images(photos, tmp_path, capsys):
     assert run(["eval", "-c", file, "--data", str(photos)]) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in RUN_HERE if name in ("tflite", "executorch")])
+QUANTIZING = [name for name in RUN_HERE if name in ("tflite", "executorch")]
+
+
+@pytest.mark.parametrize("name", QUANTIZING)
 def test_eight_bits_of_an_extra_keep_the_accuracy_too(name, tiny_run, photos, tmp_path):
     [whole] = exported(tiny_run / "best.pt", photos, plan(tmp_path, formats=[name]))
     one_of_twelve = plan(tmp_path, formats=[name], precision="int8", max_drop=0.1)
     [small] = exported(tiny_run / "best.pt", photos, one_of_twelve)
     assert (small.refused, small.setting) == ("", "8 bits")
     assert small.size < 0.5 * whole.size
+
+
+@pytest.mark.parametrize("name", QUANTIZING)
+def test_channels_that_training_emptied_keep_their_bias_in_eight_bits(
+    name, tiny_run, photos, tmp_path
+):
+    checkpoint = load_checkpoint(tiny_run / "best.pt")
+    state, norm = dict(checkpoint.state_dict), "features.2.conv.0.1."
+    for part, value in (("weight", 1e-12), ("bias", 3)):
+        state[norm + part] = state[norm + part].clone()
+        state[norm + part][::2] = value
+    source = tmp_path / "emptied.pt"
+    save_checkpoint(source, replace(checkpoint, state_dict=state))
+    wanted = plan(tmp_path, formats=[name], precision="int8")
+    [result] = exported(source, photos, wanted)
+    assert (result.refused, result.setting) == ("", "8 bits")
+    assert result.proof.max_delta < 0.05
 
 
 @pytest.mark.parametrize("name", RUN_HERE)
