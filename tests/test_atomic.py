@@ -84,3 +84,46 @@ def test_a_folder_that_cannot_settle_leaves_the_older_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         settle(scratch / "a", path)
     assert [file.name for file in path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="file names by descriptor")
+@pytest.mark.parametrize("kind", ["write", "settle a file", "settle a folder"])
+def test_dropping_what_was_not_synced_leaves_the_old_or_the_new(kind, tmp_path, monkeypatch):
+    """Replay the recorded calls: at a rename all that moves must be on disk already."""
+    events = []
+    real_sync, real_replace, real_rename = os.fsync, Path.replace, Path.rename
+
+    def sync(descriptor):
+        events.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real_sync(descriptor)
+
+    def moved(real):
+        def move(self, target):
+            parts = [self, *self.rglob("*")] if self.is_dir() else [self]
+            events.append(("rename", self, parts))
+            return real(self, target)
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", moved(real_replace))
+    monkeypatch.setattr(Path, "rename", moved(real_rename))
+    if kind == "write":
+        with atomic_write(tmp_path / "a") as file:
+            file.write(b"new")
+    else:
+        source = tmp_path / "source"
+        if kind == "settle a folder":
+            (source / "deep").mkdir(parents=True)
+            (source / "deep" / "part").write_bytes(b"new")
+        else:
+            source.write_bytes(b"new")
+        settle(source, tmp_path / "a")
+    on_disk = set()
+    for event, path, *parts in events:
+        if event == "sync":
+            on_disk.add(path)
+        else:
+            assert set(parts[0]) <= on_disk
+    assert events[-1] == ("sync", tmp_path)
+    assert any(event == "rename" for event, *_ in events)
