@@ -18,6 +18,7 @@ from mnet_cli.recipe import load_recipe
 from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job
 
 CPU = torch.device("cpu")
+PROGRAM = "from mnet_cli.cli import main; main()"
 STEPS = 5  # batches of an epoch: 24 images by 5
 PHASES = """\
 schema: 1
@@ -313,9 +314,8 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_r
     out = tmp_path / "run"
     sets = [part for value in settings for part in ("--set", value)]
     command = ["train", "-r", str(tiny_recipe), *sets, "--out", str(out)]
-    program = "import sys; from mnet_cli.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *command],
+        [sys.executable, "-c", PROGRAM, *command],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -335,3 +335,61 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_r
     assert "Traceback" not in said
     assert mnet(["train", "--resume", str(out), "--quiet"]) == 0
     assert final_state(out) == final_state(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
+def test_a_file_that_may_not_grow_leaves_what_was_there(tiny_recipe, tmp_path):
+    import resource
+
+    out = tmp_path / "run"
+    job = begin(tiny_recipe, (), out)
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_batch=stopped_after(STEPS + 1))
+    job.lock.release()
+    before = {path.name: path.read_bytes() for path in out.glob("*.pt")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "train", "--resume", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
+    assert done.returncode == 5, done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in out.glob("*.pt")} == before
+    assert not list(out.glob(".*.tmp"))
+    assert mnet(["train", "--resume", str(out), "--quiet"]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's background jobs")
+def test_a_background_job_of_a_shell_ends_at_sigterm(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    line = '"$@" & echo $!; wait $!; exit $?'
+    command = [sys.executable, "-c", PROGRAM, "train", "-r", str(tiny_recipe)]
+    longer = ["--set", "train.epochs=200", "--out", str(out)]
+    shell = subprocess.Popen(
+        ["sh", "-c", line, "sh", *command, *longer], stdout=subprocess.PIPE, text=True
+    )
+    number = int(shell.stdout.readline())
+    while not (out / "last.pt").exists():
+        assert shell.poll() is None
+        time.sleep(0.05)
+    os.kill(number, signal.SIGTERM)
+    assert shell.wait(timeout=10) == 143
+    shell.stdout.close()
+
+
+def test_two_started_together_get_two_directories_and_share_one_cache(tiny_recipe, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, "train", "-r", str(tiny_recipe)]
+    frozen = ["--set", "model.freeze=features[:14]", "--set", "data.cached_views=2"]
+    both = [subprocess.Popen([*command, *frozen], stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    runs = tmp_path / "runs"
+    assert final_state(runs / "tiny") == final_state(runs / "tiny-2")
+    overrides = ("model.freeze=features[:14]", "data.cached_views=2")
+    alone = begin(tiny_recipe, overrides, tmp_path / "alone")
+    result = fit(alone)
+    assert result.caches[0].fresh == 0
+    assert final_state(tmp_path / "alone") == final_state(runs / "tiny")
