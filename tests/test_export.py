@@ -430,6 +430,12 @@ def test_what_cannot_be_done_is_said_before_anything_is_done(
     assert said in capsys.readouterr().err
 
 
+def test_the_help_names_every_format(capsys):
+    assert run(["export", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in FORMATS)
+
+
 def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
     lacking = replace(FORMATS["onnx"], extra="openvino", packages=("no_such_package",))
     monkeypatch.setitem(formats.FORMATS, "onnx", lacking)

@@ -23,7 +23,12 @@ def export(
         typer.Argument(help="A run directory or checkpoint.", show_default="runs/latest"),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="One or several, as in onnx,torchscript.")
+        str,
+        typer.Option(
+            "--format",
+            help="onnx, torchscript, pt2, openvino, tflite, executorch or coreml; or several, "
+            "with commas.",
+        ),
     ] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit integers, calibrated on training photographs.")
