@@ -12,6 +12,7 @@ from mnet_cli.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from mnet_cli.export import Exported
+    from mnet_cli.runtimes import Classifier
     from mnet_cli.timing import Timing
 
 ROUNDS = 50  # calls of each file that the table's milliseconds come from
@@ -78,7 +79,6 @@ def export(
     from mnet_cli.evaluate import open_images
     from mnet_cli.run_directory import latest_run, write_json
     from mnet_cli.runtimes import open_classifier
-    from mnet_cli.timing import time_classifiers
 
     where = run or latest_run()
     source = where / "best.pt" if where.is_dir() else where
@@ -103,14 +103,7 @@ def export(
         results.append(result)
         for setting, reason in result.tried:
             console.note(f"note: {result.format}, {setting}: {reason}")
-    classifiers = {"checkpoint": reference} | {
-        str(result.path): open_classifier(result.path, "cpu")
-        for result in results
-        if result.path and result.proof
-    }
-    with console.bar("timing", unit="round") as on_progress:
-        timings = time_classifiers(classifiers, ROUNDS, on_progress)
-    document = _document(source, results, timings)
+    document = _document(source, results, _time(reference, results))
     write_json(plan.out / "export.json", _with_earlier(plan.out / "export.json", document))
     console.show(document, lambda: _show(document))
     refused = [result for result in results if result.refused]
@@ -121,6 +114,20 @@ def export(
             "answers like the checkpoint's were expected",
             "No file was written or replaced",
         )
+
+
+def _time(reference: "Classifier", results: "Sequence[Exported]") -> "dict[str, Timing]":
+    """Time the checkpoint and every file that runs here, in turns."""
+    from mnet_cli.runtimes import open_classifier
+    from mnet_cli.timing import time_classifiers
+
+    classifiers = {"checkpoint": reference} | {
+        str(result.path): open_classifier(result.path, "cpu")
+        for result in results
+        if result.path and result.proof
+    }
+    with console.bar("timing", unit="round") as on_progress:
+        return time_classifiers(classifiers, ROUNDS, on_progress)
 
 
 def _document(

@@ -45,9 +45,7 @@ def train(
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
         resolved = _recipe_of(resume, recipe, overrides or ())
         if (resume / "summary.json").is_file():
-            console.note(f"already complete: {resume}")
-            summary = json.loads((resume / "summary.json").read_text(encoding="utf-8"))
-            console.show(summary, lambda: _show_summary(resume, summary))
+            _show_complete(resume)
             return
     elif recipe:
         resolved = load_recipe(recipe, overrides or ())
@@ -110,6 +108,13 @@ def train(
     _write_report(job, result, training.summarize(job, result))
     summary = training.write_results(job, result)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+def _show_complete(run: Path) -> None:
+    """Say that a run has ended, and how."""
+    console.note(f"already complete: {run}")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    console.show(summary, lambda: _show_summary(run, summary))
 
 
 def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Recipe":

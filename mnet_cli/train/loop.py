@@ -104,22 +104,40 @@ def fit(
             result.seconds = time.monotonic() - started
             save_last(job, learner, result, steps)
 
-        try:
-            while not is_over(job, result, epochs):
-                on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
-        except (KeyboardInterrupt, Terminated, DataError, RuntimeError) as error:
-            died = worker_death(error)
-            if died is None and isinstance(error, RuntimeError):
-                raise
-            if result.whole:
-                with suppress(MachineError):  # what stopped it is to be said
-                    keep()
-            if died:
-                raise died from error
-            raise
+        train_phase(job, learner, supply, result, epochs, keep, on_batch, on_epoch)
         result.moved += moved(before, model)
     result.seconds = time.monotonic() - started
     return result
+
+
+def train_phase(
+    job: Job,
+    learner: Learner,
+    supply: Supply,
+    result: Fit,
+    epochs: range,
+    keep: Callable[[], None],
+    on_batch: Callable[[int, int], None],
+    on_epoch: Callable[[Row], None],
+) -> None:
+    """Train to the end of a phase; what stops it leaves a checkpoint first, by `keep`.
+
+    Raises:
+        MachineError: A process that loads images died, or a file cannot be written.
+    """
+    try:
+        while not is_over(job, result, epochs):
+            on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
+    except (KeyboardInterrupt, Terminated, DataError, RuntimeError) as error:
+        died = worker_death(error)
+        if died is None and isinstance(error, RuntimeError):
+            raise
+        if result.whole:
+            with suppress(MachineError):  # what stopped it is to be said
+                keep()
+        if died:
+            raise died from error
+        raise
 
 
 def is_over(job: Job, result: Fit, epochs: range) -> bool:
