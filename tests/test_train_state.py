@@ -245,6 +245,19 @@ def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_pa
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")],
+)
+def test_too_little_memory_names_the_batch(error, tiny_recipe, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(loop, "take_step", fails)
+    with pytest.raises(MachineError, match=r"batches of 5 images.*data\.batch_size=2"):
+        fit(begin(tiny_recipe, (), tmp_path / "run"))
+
+
 def test_a_worker_that_dies_is_the_machines_fault_and_leaves_a_checkpoint(tiny_recipe, tmp_path):
     job = begin(tiny_recipe, ("data.workers=2", "train.epochs=9"), tmp_path / "run")
 

@@ -37,6 +37,7 @@ from mnet_cli.train.supply import Supply, build_supply
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "top1", "macro_f1", "images_per_second", "lr", "seconds",
 )  # fmt: skip
+USED_UP = ("not enough memory", "out of memory", "cannot allocate memory")  # in torch's words
 BETTER = {  # monitor: is the new value better than the best so far? At a tie the earlier wins.
     "top1": lambda new, best: new.top1 > best.top1,
     "macro_f1": lambda new, best: new.macro_f1 > best.macro_f1,
@@ -123,21 +124,35 @@ def train_phase(
     """Train to the end of a phase; what stops it leaves a checkpoint first, by `keep`.
 
     Raises:
-        MachineError: A process that loads images died, or a file cannot be written.
+        MachineError: A process that loads images died, there is too little memory, or a file
+            cannot be written.
     """
     try:
         while not is_over(job, result, epochs):
             on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
-    except (KeyboardInterrupt, Terminated, DataError, RuntimeError) as error:
-        died = worker_death(error)
-        if died is None and isinstance(error, RuntimeError):
+    except (KeyboardInterrupt, Terminated, DataError, RuntimeError, MemoryError) as error:
+        fault = worker_death(error) or too_little_memory(error, job.recipe.data.batch_size)
+        if fault is None and isinstance(error, RuntimeError):
             raise
         if result.whole:
             with suppress(MachineError):  # what stopped it is to be said
                 keep()
-        if died:
-            raise died from error
+        if fault:
+            raise fault from error
         raise
+
+
+def too_little_memory(error: BaseException, batch_size: int) -> MachineError | None:
+    """The machine's fault behind the errors by which torch says that memory is used up."""
+    said = str(error).casefold() if isinstance(error, RuntimeError) else ""
+    if not isinstance(error, MemoryError) and not any(words in said for words in USED_UP):
+        return None
+    return MachineError(
+        "data.batch_size",
+        f"too little memory for batches of {batch_size} images",
+        "a batch that fits was expected",
+        f"Try --set data.batch_size={max(2, batch_size // 2)}",
+    )
 
 
 def is_over(job: Job, result: Fit, epochs: range) -> bool:
