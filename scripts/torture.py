@@ -5,10 +5,10 @@ Usage: .venv/bin/python scripts/torture.py [--kills 2000] [--mutations 5000] [--
 
 Five trials, on a tiny network and drawn photographs in a temporary folder:
 
-1. points: a run is killed before its first, second, third … write, sync, rename or removal,
-   until none is left.
+1. points: a run is killed at its first, second, third … write (in the middle of large ones),
+   sync, rename, link or removal, until none is left.
 2. twice: so is the run that resumes it.
-3. disk: each write, sync, rename or removal in turn fails for want of space.
+3. disk: each of them in turn fails for want of space.
 4. times: a run is killed by SIGKILL at a random moment, again and again, until it is complete.
 5. mutations: checkpoints and images with a few bytes changed, cut or repeated.
 
@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ model: {arch: mobilenet_v2, width_mult: 0.35, weights: none, freeze: "features[:
 data: {root: ROOT, image_size: 32, batch_size: 4, workers: 0, cached_views: EPOCHS}
 train: {epochs: EPOCHS, lr: 3.0e-3, ema: 0.9, save_minutes: 1.0e-5}
 """
-CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "open")  # of the module os
+CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink")  # of the module os
+LARGE = 1000  # bytes or characters of a write that is cut in two
 COMPLETE, BROKEN = 0, 3
 
 
@@ -103,27 +105,47 @@ def code_of(work: Callable[[], object]) -> int:
 
 
 def at_call(number: int, act: Callable[[], object]) -> None:
-    """Make this process call `act` before its `number`-th call of `CALLS` in the trial's folder."""
+    """Make this process call `act` at its `number`-th call that changes the disk.
+
+    That is before a call of `CALLS`, before a file is opened for writing, and in the middle of
+    a large write.
+    """
     left = number
+
+    def is_due() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
 
     def counted(call: Callable[..., object]) -> Callable[..., object]:
         def counting(*arguments: object, **options: object) -> object:
-            nonlocal left
-            left -= 1
-            if left == 0:
+            if is_due():
                 act()
             return call(*arguments, **options)
 
         return counting
 
     for name in CALLS:
-        if name != "open":
-            setattr(os, name, counted(getattr(os, name)))
-    opens, opens_counted = io.open, counted(io.open)
+        setattr(os, name, counted(getattr(os, name)))
+    opens = io.open
 
     def opening(file: object, mode: str = "r", *arguments: object, **options: object) -> object:
-        writes = set(mode) & set("wxa+")
-        return (opens_counted if writes else opens)(file, mode, *arguments, **options)
+        if not set(mode) & set("wxa+"):
+            return opens(file, mode, *arguments, **options)  # type: ignore[call-overload]
+        if is_due():
+            act()
+        opened = opens(file, mode, *arguments, **options)  # type: ignore[call-overload]
+        whole = opened.write
+
+        def write(content: Any) -> int:
+            if len(content) >= LARGE and is_due():
+                whole(content[: len(content) // 2])
+                opened.flush()
+                act()
+            return int(whole(content))
+
+        opened.write = write
+        return opened
 
     io.open = opening  # type: ignore[assignment]  # what pathlib opens with
 
