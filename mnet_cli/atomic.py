@@ -35,12 +35,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
         settle(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise MachineError(
-            str(path),
-            f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
-            "Free some space or choose another folder",
-        ) from error
+        raise _not_writable(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -91,12 +86,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         scratch.mkdir()
         yield scratch
     except OSError as error:
-        raise MachineError(
-            str(folder),
-            f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
-            "Free some space or choose another folder",
-        ) from error
+        raise _not_writable(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -156,12 +146,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()  # refuses a folder that has been filled meanwhile
         temporary.rename(folder)
     except OSError as error:
-        raise MachineError(
-            str(folder),
-            f"cannot be written ({error.strerror or error})",
-            "a writable place with free space was expected",
-            "Free some space or choose another folder",
-        ) from error
+        raise _not_writable(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,3 +165,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _not_writable(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        str(path),
+        f"cannot be written ({error.strerror or error})",
+        "a writable folder with free space was expected",
+        "Free some space or choose another folder",
+    )

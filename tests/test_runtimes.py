@@ -1,4 +1,5 @@
 import pickle
+import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from mnet_cli import own_files
-from mnet_cli.errors import UsageError, WeightsError
+from mnet_cli.errors import MachineError, UsageError, WeightsError
 from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.runtimes import choose_device, open_classifier
 
@@ -83,3 +84,15 @@ def test_our_own_file_is_refused_once_it_is_changed(tmp_path):
 def test_other_devices_are_refused_where_there_is_none(suffix, tmp_path):
     with pytest.raises(UsageError, match="runs on the CPU"):
         open_classifier(tmp_path / f"model{suffix}", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "extra", "package"),
+    [(".xml", "openvino", "openvino"), (".tflite", "tflite", "ai_edge_litert")],
+)
+def test_a_missing_runtime_names_the_command_that_installs_it(
+    suffix, extra, package, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(MachineError, match=rf'pip install "mnet-cli\[{extra}\]"'):
+        open_classifier(tmp_path / f"model{suffix}", "cpu")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import UsageError, WeightsError
+from mnet_cli.errors import MachineError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +132,16 @@ def require_cpu(path: Path, device: str) -> None:
             "auto or cpu was expected",
             "Leave --device out, or name best.pt",
         )
+
+
+def missing_extra(path: Path, package: str, extra: str) -> MachineError:
+    """The error for a file whose runtime is not installed, with the command that installs it."""
+    return MachineError(
+        str(path),
+        f"{package} is not installed",
+        f"the {extra} extra was expected",
+        f'Run: pip install "mnet-cli[{extra}]"',
+    )
 
 
 def choose_device(name: str) -> "torch.device":

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
 from mnet_cli.errors import MachineError, WeightsError
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.runtimes import Run, missing_extra, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -33,12 +33,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
         with quiet():
             import coremltools
     except ImportError as error:
-        raise MachineError(
-            str(path),
-            "coremltools is not installed",
-            "the coreml extra was expected",
-            'Run: pip install "mnet-cli[coreml]"',
-        ) from error
+        raise missing_extra(path, "coremltools", "coreml") from error
     try:
         with quiet():
             units = coremltools.ComputeUnit.CPU_ONLY

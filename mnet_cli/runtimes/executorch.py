@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import MachineError, WeightsError
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.errors import WeightsError
+from mnet_cli.runtimes import Run, missing_extra, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -61,9 +61,4 @@ def _runtime(path: Path) -> Any:
                 portable_lib._unsafe_reset_threadpool(1)
             return Runtime.get()
     except ImportError as error:
-        raise MachineError(
-            str(path),
-            "executorch is not installed",
-            "the executorch extra was expected",
-            'Run: pip install "mnet-cli[executorch]"',
-        ) from error
+        raise missing_extra(path, "executorch", "executorch") from error

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import MachineError, WeightsError
+from mnet_cli.errors import WeightsError
 from mnet_cli.machine import cores
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.runtimes import Run, missing_extra, require_cpu
 
 SETTINGS = {  # a stream of one thread for each core, and no bfloat16 where a processor has it
     "INFERENCE_NUM_THREADS": cores(),
@@ -30,12 +30,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
     try:
         import openvino
     except ImportError as error:
-        raise MachineError(
-            str(path),
-            "openvino is not installed",
-            "the openvino extra was expected",
-            'Run: pip install "mnet-cli[openvino]"',
-        ) from error
+        raise missing_extra(path, "openvino", "openvino") from error
     try:
         core = openvino.Core()
         model = core.read_model(path)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import MachineError, WeightsError
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.errors import WeightsError
+from mnet_cli.runtimes import Run, missing_extra, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -27,12 +27,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
             from ai_edge_litert import schema_py_generated as schema
             from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise MachineError(
-            str(path),
-            "ai-edge-litert is not installed",
-            "the tflite extra was expected",
-            'Run: pip install "mnet-cli[tflite]"',
-        ) from error
+        raise missing_extra(path, "ai-edge-litert", "tflite") from error
 
     def start() -> Any:
         interpreter = Interpreter(model_content=content, num_threads=1)
