@@ -152,6 +152,29 @@ def test_a_run_that_was_stopped_after_an_epoch_and_again_while_resumed(tiny_reci
     assert final_state(out) == expected
 
 
+@pytest.mark.parametrize("begins_with_room", [True, False])
+def test_a_resumed_phase_keeps_to_the_cache_or_to_none(
+    begins_with_room, tiny_recipe, tmp_path, monkeypatch
+):
+    settings = ("model.freeze=features[:14]",)
+    room = iter(("10", "0.000001") if begins_with_room else ("0.000001", "10"))
+    monkeypatch.setenv("MNET_CACHE_GB", next(room))
+    fit(begin(tiny_recipe, settings, tmp_path / "whole"))
+    job = begin(tiny_recipe, settings, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_batch=stopped_after(STEPS + 1))
+    job.lock.release()
+    monkeypatch.setenv("MNET_CACHE_GB", next(room))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "emptied"))
+    job = go_on(tiny_recipe, settings, tmp_path / "run")
+    if begins_with_room:
+        with pytest.raises(MachineError):
+            fit(job)
+    else:
+        assert fit(job).caches == []
+        assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
 def test_checkpoints_within_an_epoch_come_by_the_clock(tiny_recipe, tmp_path, monkeypatch):
     job = begin(tiny_recipe, ("train.save_minutes=0.0001",), tmp_path / "run")
     steps = []

@@ -83,14 +83,15 @@ def fit(
     for number, phase in list(enumerate(recipe.phases))[result.phase :]:
         if number > result.phase:
             result.phase, result.phase_start = number, len(result.rows) + 1
-            kept = None  # belonged to the phase before
+            kept = result.cached = None  # belonged to the phase before
         epochs = range(result.phase_start, result.phase_start + phase.epochs)
         if is_over(job, result, epochs):
             continue
         freeze(model, phase.freeze)
         before = frozen_fingerprint(model)
         result.frozen = max(result.frozen, len(before))
-        supply = build_supply(job, batches, epochs, result.position, on_features)
+        supply = build_supply(job, batches, epochs, result.position, result.cached, on_features)
+        result.cached = supply.cache is not None
         on_phase(supply)
         if supply.cache and not kept:
             result.caches.append(supply.cache)

@@ -47,6 +47,7 @@ class Fit:
         frozen: Number of frozen tensors that were watched.
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
         seconds: From the start to the end, features that had to be computed included.
+        cached: Whether the phase learns from the cache; None before it has begun.
         whole: Not in the middle of a step, nor of an epoch's files.
     """
 
@@ -60,6 +61,7 @@ class Fit:
     frozen: int = 0
     moved: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    cached: bool | None = None
     whole: bool = True
 
     @property
@@ -149,6 +151,7 @@ def save_last(job: Job, learner: Learner, result: Fit, steps: int) -> None:
             "best_epoch": result.best_epoch,
             "best_logits": best and torch.from_numpy(best.logits),
             "caches": [asdict(use) for use in result.caches],
+            "cached": result.cached,
             "frozen": result.frozen,
             "moved": result.moved,
             "seconds": result.seconds,
@@ -180,6 +183,7 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
             if logits is None
             else score(logits.numpy(), val.labels, job.data.class_names, job.data.files("val")),
             caches=[CacheUse(**use) for use in history["caches"]],
+            cached=history["cached"],
             frozen=history["frozen"],
             moved=history["moved"],
             seconds=history["seconds"],

@@ -72,6 +72,7 @@ def build_supply(
     batches: EpochBatches,
     epochs: range,
     position: tuple[int, int],
+    cached: bool | None = None,
     on_features: Progress | None = None,
 ) -> Supply:
     """Choose how a phase is supplied, now that its frozen part is frozen.
@@ -81,6 +82,8 @@ def build_supply(
         batches: The keys of an epoch's batches.
         epochs: The epochs of the phase, counted from 1.
         position: The epoch that training starts in, and the batches of it that are done.
+        cached: Whether the phase began with the cache, which a resumed one must go on with, or
+            without; None for a phase that begins.
         on_features: Called with (done, total) while features are computed.
 
     Raises:
@@ -92,11 +95,11 @@ def build_supply(
     if not len(front) or mixing:  # images are mixed before they enter the network
         return _from_images(job, batches, epochs, position)
     note = ""
-    if cached_views:
+    if cached_views and cached is not False:
         try:
             return _from_cache(job, batches, epochs, front, rest, on_features)
         except MachineError as error:
-            if cached_views != "auto":
+            if cached_views != "auto" or cached:
                 raise
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
