@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,8 @@ def train_phase(
         if fault is None and isinstance(error, RuntimeError):
             raise
         if result.whole:
-            with suppress(MachineError):  # what stopped it is to be said
+            # What stopped it is to be said; where a worker has died, others may follow it.
+            with suppress(MachineError, RuntimeError), held() if fault else nullcontext():
                 keep()
         if fault:
             raise fault from error
