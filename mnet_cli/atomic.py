@@ -152,7 +152,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # some systems sync only what may be written
         os.fsync(file.fileno())
 
 

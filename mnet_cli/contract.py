@@ -7,7 +7,7 @@ photograph into the name of a class. Nothing here imports torch.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mnet_cli import __version__
@@ -81,10 +81,6 @@ class Contract:
     def to_json(self) -> str:
         """Return the document as text, ASCII only, the same for the same contract."""
         return json.dumps(self.to_dict(), sort_keys=True)
-
-    def proven(self, proof: Mapping[str, float]) -> "Contract":
-        """The same contract with what was measured."""
-        return replace(self, proof=proof)
 
 
 def read_contract(text: str | bytes | None, where: str) -> Contract:

@@ -239,6 +239,14 @@ def test_earlier_rows_stay_in_the_table(photos, tmp_path):
     assert [row["precision"] for row in rows] == ["float16", "float32"]
 
 
+def test_another_formats_files_are_not_in_the_way(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    (tmp_path / "mobilenet_v1.bin").touch()
+    [result] = exported(source, photos, plan(tmp_path))
+    assert result.refused == ""
+    assert (tmp_path / "mobilenet_v1.bin").read_bytes() == b""
+
+
 def test_a_file_away_from_its_run_asks_for_images(photos, tmp_path, capsys):
     source = lively(tmp_path, "mobilenet_v1", photos)
     assert run(["export", str(source), "--data", str(photos), "--quiet"]) == 0

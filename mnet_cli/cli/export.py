@@ -166,13 +166,11 @@ def _with_earlier(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     """Add the rows that earlier exports wrote there, of files that are still as they were."""
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))["files"]
-        names = {(row["format"], row["precision"]) for row in document["files"]}
+        new = {row["file"] for row in document["files"]} | {None}
         kept = [
             row
             for row in earlier
-            if (row["format"], row["precision"]) not in names
-            and row["file"]
-            and path.with_name(row["file"]).exists()
+            if row["file"] not in new and path.with_name(row["file"]).exists()
         ]
     except (OSError, ValueError, KeyError, TypeError):
         kept = []  # none there, or not ours

@@ -30,6 +30,7 @@ class Format:
 
     Attributes:
         suffix: Of its files.
+        companion: Suffix of a second file that belongs to each; empty if there is none.
         writer: The module of this folder that writes them.
         extra: The extra of mnet-cli that installs what it needs; empty if nothing else.
         packages: What the extra brings, by the names they are imported by.
@@ -41,6 +42,7 @@ class Format:
     writer: str
     extra: str = ""
     packages: tuple[str, ...] = ()
+    companion: str = ""
     static: bool = False
     runs_on: str = ""
 
@@ -54,7 +56,7 @@ FORMATS = {
     "onnx": Format(".onnx", "onnx"),
     "torchscript": Format(".torchscript", "torchscript"),
     "pt2": Format(".pt2", "pt2"),
-    "openvino": Format(".xml", "openvino", "openvino", ("openvino", "nncf")),
+    "openvino": Format(".xml", "openvino", "openvino", ("openvino", "nncf"), companion=".bin"),
     "tflite": Format(
         ".tflite",
         "tflite",

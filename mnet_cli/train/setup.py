@@ -11,7 +11,7 @@ from filelock import FileLock
 from torch import nn
 
 from mnet_cli.atomic import atomic_write, remove_leftovers
-from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint
+from mnet_cli.checkpoint import TRAINING_KEYS, Checkpoint, build_from, load_checkpoint
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
@@ -216,35 +216,33 @@ def resume_job(
     lock = own_run(run)
     remove_leftovers(run, owned=True)
     _refuse_changed(run, data)
-    write_known(run, recipe, data)
-    if not (run / "last.pt").exists():
+    kept = None
+    if (run / "last.pt").exists():
+        kept = load_checkpoint(run / "last.pt")
+        _refuse_strange(run, kept, recipe, data)
+        model, model_args = build_from(kept), dict(kept.model_args)
+        preprocess, account = kept.preprocess, kept.training["account"]
+        account = account and WeightsAccount(**account)
+    else:
         model, model_args, preprocess, account = prepare_model(
             recipe, data.class_names, on_progress
         )
-        return Job(recipe, data, model, model_args, preprocess, account, device, run, lock)
-    kept = load_checkpoint(run / "last.pt")
+    write_known(run, recipe, data)  # a kill may have left a part of it
+    return Job(recipe, data, model, model_args, preprocess, account, device, run, lock, kept)
+
+
+def _refuse_strange(run: Path, kept: Checkpoint, recipe: Recipe, data: DataSet) -> None:
+    """Refuse a `last.pt` that another run, or a version that kept less, has written."""
     differences = recipe_differences(kept.recipe, plain_values(recipe))
-    if differences or kept.class_names != data.class_names or "step" not in kept.training:
+    whole = set(TRAINING_KEYS) <= kept.training.keys()
+    if differences or kept.class_names != data.class_names or not whole:
         raise WeightsError(
             str(run / "last.pt"),
             "not the state of this run",
-            "what mnet train kept of it was expected",
-            "Train again",
+            "what this version of mnet train kept of it was expected",
+            "Train again; best.pt is as it was",
             differences,
         )
-    account = kept.training.get("account")
-    return Job(
-        recipe=recipe,
-        data=data,
-        model=build_from(kept),
-        model_args=dict(kept.model_args),
-        preprocess=kept.preprocess,
-        account=account and WeightsAccount(**account),
-        device=device,
-        run=run,
-        lock=lock,
-        kept=kept,
-    )
 
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
