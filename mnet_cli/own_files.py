@@ -10,8 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-from mnet_cli.atomic import atomic_write
-from mnet_cli.errors import WeightsError
+from mnet_cli.errors import MachineError, WeightsError
 
 
 def sign(content: bytes) -> None:
@@ -20,12 +19,17 @@ def sign(content: bytes) -> None:
     Raises:
         MachineError: The list cannot be written.
     """
-    known = _known()
-    known[hashlib.sha256(content).hexdigest()] = None
-    path = _list()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, "w") as file:
-        file.writelines(f"{digest}\n" for digest in known)
+    path, digest = _list(), hashlib.sha256(content).hexdigest()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="ascii") as file:  # grows by lines, for two at once too
+            file.write(f"\n{digest}\n")
+    except OSError as error:
+        raise MachineError(
+            str(path),
+            f"cannot be written ({error.strerror or error})",
+            "a writable folder with free space was expected",
+        ) from error
 
 
 def read_own(path: Path) -> bytes:
@@ -53,8 +57,8 @@ def _list() -> Path:
     return platformdirs.user_data_path("mnet") / "exported.txt"
 
 
-def _known() -> dict[str, None]:
+def _known() -> set[str]:
     try:
-        return dict.fromkeys(_list().read_text(encoding="ascii").split())
+        return set(_list().read_text(encoding="ascii").split())
     except (OSError, ValueError):
-        return {}
+        return set()

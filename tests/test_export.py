@@ -260,6 +260,13 @@ QUANTIZING = [name for name in RUN_HERE if name in ("tflite", "executorch")]
 
 
 @pytest.mark.parametrize("name", QUANTIZING)
+def test_a_batch_larger_than_the_calibration_is_filled_up(name, tiny_run, photos, tmp_path):
+    wanted = plan(tmp_path, formats=[name], precision="int8", max_drop=0.1, batch=40)
+    [result] = exported(tiny_run / "best.pt", photos, wanted)
+    assert (result.refused, result.setting) == ("", "8 bits")
+
+
+@pytest.mark.parametrize("name", QUANTIZING)
 def test_eight_bits_of_an_extra_keep_the_accuracy_too(name, tiny_run, photos, tmp_path):
     [whole] = exported(tiny_run / "best.pt", photos, plan(tmp_path, formats=[name]))
     one_of_twelve = plan(tmp_path, formats=[name], precision="int8", max_drop=0.1)

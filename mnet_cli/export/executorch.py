@@ -46,10 +46,9 @@ def _convert_int8(network: Network, *, spare: bool = False) -> ExportedProgram:
             quantizer.set_filter_function(_is_robust)
         example = network.example()
         prepared = prepare_pt2e(torch.export.export(network.module, (example,)).module(), quantizer)
-        inputs, size = torch.from_numpy(network.calibration()), len(example)
         with torch.inference_mode():
-            for at in range(0, len(inputs) - size + 1, size):
-                prepared(inputs[at : at + size])
+            for inputs in network.batches():
+                prepared(torch.from_numpy(inputs))
         return _lower(torch.export.export(convert_pt2e(prepared), (example,)))
 
 

@@ -13,9 +13,7 @@ What is done besides, and why (a trained MobileNet loses several points of top-1
 """
 
 import copy
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from mnet_cli.models.onnx_forward import OnnxForward
+from mnet_cli.runtimes.quiet import quiet
 
 SAMPLED = 2048  # values of a tensor and photograph that its range is found from
 TAIL = 0.01  # per cent of the values beyond each end of a range
@@ -117,7 +116,7 @@ def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:
     for fed in np.split(inputs, len(inputs)):
         for name, array in zip(names, [*session.run(None, {taken.name: fed}), fed], strict=False):
             flat = array.ravel()
-            samples[name].append(flat[:: max(1, len(flat) // (SAMPLED))])
+            samples[name].append(flat[:: max(1, len(flat) // SAMPLED)])
             means[name].append(array.mean(axis=(0, *range(2, array.ndim))))
     observed = {}
     for name in names:
@@ -193,7 +192,7 @@ def _quantized(
         {"quant_type": QuantType.QInt8, "axis": 0, "reduce_range": False, "symmetric": True}
     ]
     depthwise = [node.input[1] for node in model.graph.node if _is_depthwise(node)]
-    with _quiet():
+    with quiet():
         quantizer = QDQQuantizer(
             copy.deepcopy(model),
             per_channel=True,
@@ -240,14 +239,3 @@ def _is_depthwise(node: NodeProto) -> bool:
 
 def _run(model: ModelProto, inputs: NDArray[Any]) -> NDArray[np.float32]:
     return OnnxForward(model.SerializeToString())(inputs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice, which goes to the root logger, off the user's screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

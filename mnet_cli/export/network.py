@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.runtimes import filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class Network:
     def with_batch(self, batch: int) -> "Network":
         """The same network with that batch; 0 leaves it free."""
         return replace(self, contract=replace(self.contract, batch=batch))
+
+    def batches(self) -> list[NDArray[Any]]:
+        """The inputs to calibrate with in batches as the file takes them, the last filled up."""
+        inputs, size = self.calibration(), self.contract.batch or 1
+        return [filled(inputs[at : at + size], size) for at in range(0, len(inputs), size)]
 
     def example(self) -> Tensor:
         """Inputs of the right shape: as many as the batch that is fixed, or two."""

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino
 
 from mnet_cli.contract import KEY, Contract
@@ -27,14 +26,15 @@ def _convert_int8(network: Network, **options: Any) -> Any:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-    inputs = network.calibration()
+    free = network.with_batch(0)
+    batches = free.batches()
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(io.StringIO()):  # where its progress bars go
         model = nncf.quantize(
-            _convert(network.with_batch(0)),
-            nncf.Dataset(np.split(inputs, len(inputs))),
+            _convert(free),
+            nncf.Dataset(batches),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(inputs),
+            subset_size=len(batches),
             advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
             **options,
         )

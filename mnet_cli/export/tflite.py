@@ -47,11 +47,9 @@ def _convert(network: Network) -> bytes:
 @lru_cache(maxsize=1)
 def _calibrated(network: Network) -> tuple[bytes, Ranges]:
     """The model, its channels wide enough for 8 bits, and the range of each of its tensors."""
-    content, size = _convert(network), network.contract.batch
-    inputs = network.calibration()
-    parts = [inputs[at : at + size] for at in range(0, len(inputs) - size + 1, size)]
+    content = _convert(network)
     with quiet():
-        ranges = _ranges(content, parts)
+        ranges = _ranges(content, network.batches())
         return _widened(content, ranges), ranges
 
 

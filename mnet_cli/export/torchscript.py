@@ -1,10 +1,7 @@
 """TorchScript files: a trace of the network, for programs that have torch."""
 
 import io
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,12 @@ from mnet_cli.contract import KEY, Contract
 from mnet_cli.export.formats import Setting
 from mnet_cli.export.network import Network
 from mnet_cli.own_files import sign
+from mnet_cli.runtimes.quiet import quiet
+from mnet_cli.runtimes.torchscript import load
 
 
 def _convert(network: Network) -> Any:
-    with without_advice():
+    with quiet():
         traced = torch.jit.trace(network.module, network.example(), check_trace=False)  # type: ignore[no-untyped-call]
         return torch.jit.freeze(traced)
 
@@ -28,7 +27,7 @@ PRECISIONS = {"float32": (Setting("", _convert),)}
 def save(program: Any, path: Path, contract: Contract) -> None:
     """Write the archive with its contract as an extra file, and no paths of this machine."""
     whole = io.BytesIO()  # torch makes a RuntimeError of what the disk says
-    with without_advice():
+    with quiet():
         torch.jit.save(program, whole, _extra_files={KEY: contract.to_json()})
     content = without_entries(whole, ".debug_pkl")  # they name source files
     path.write_bytes(content)
@@ -37,8 +36,7 @@ def save(program: Any, path: Path, contract: Contract) -> None:
 
 def check(path: Path) -> None:
     """Load the archive."""
-    with without_advice():
-        torch.jit.load(path, "cpu")  # type: ignore[no-untyped-call]
+    load(path, "cpu")
 
 
 def without_entries(archive: io.BytesIO, suffix: str) -> bytes:
@@ -49,12 +47,3 @@ def without_entries(archive: io.BytesIO, suffix: str) -> bytes:
             if not entry.filename.endswith(suffix):
                 copy.writestr(entry, whole.read(entry))
     return slim.getvalue()
-
-
-@contextmanager
-def without_advice() -> Iterator[None]:
-    """Keep torch's advice to move on from TorchScript off the screen of those who asked for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

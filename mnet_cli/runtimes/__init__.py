@@ -91,7 +91,7 @@ def as_classify(run: Run, contract: Contract) -> Classify:
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs = as_input(images, contract)
         size = contract.batch or len(inputs)
-        outputs = [run(_filled(inputs[at : at + size], size)) for at in range(0, len(inputs), size)]
+        outputs = [run(filled(inputs[at : at + size], size)) for at in range(0, len(inputs), size)]
         found = np.concatenate(outputs)[: len(images)]
         if found.shape != (len(images), len(contract.class_names)):
             raise WeightsError(
@@ -144,6 +144,16 @@ def missing_extra(path: Path, package: str, extra: str) -> MachineError:
     )
 
 
+def not_loadable(path: Path, kind: str) -> WeightsError:
+    """The error for a file that is not there, is damaged, or is of another kind."""
+    return WeightsError(
+        str(path),
+        f"no {kind} that loads here",
+        "a file written by mnet export was expected",
+        "Export it again",
+    )
+
+
 def choose_device(name: str) -> "torch.device":
     """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
 
@@ -179,7 +189,7 @@ def _open_checkpoint(path: Path, device: str) -> Classifier:
     )
 
 
-def _filled(inputs: NDArray[Any], size: int) -> NDArray[Any]:
+def filled(inputs: NDArray[Any], size: int) -> NDArray[Any]:
     """Repeat the last input until there are `size`."""
     lacking = size - len(inputs)
     return np.concatenate([inputs, *[inputs[-1:]] * lacking]) if lacking else inputs

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import MachineError, WeightsError
-from mnet_cli.runtimes import Run, missing_extra, require_cpu
+from mnet_cli.errors import MachineError
+from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -40,12 +40,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
             model = coremltools.models.MLModel(str(path), compute_units=units)
         text = model.user_defined_metadata.get(KEY, "")
     except Exception as error:  # its parser and its compiler each have their own
-        raise WeightsError(
-            str(path),
-            "no Core ML package that loads here",
-            "a folder written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "Core ML package") from error
     contract, turn = read_contract(text, str(path)), threading.Lock()
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import WeightsError
-from mnet_cli.runtimes import Run, missing_extra, require_cpu
+from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -32,12 +31,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
             [text] = program.load_method(KEY).execute([]) if carries else [""]
             program.load_method("forward")
     except (OSError, RuntimeError, KeyError) as error:
-        raise WeightsError(
-            str(path),
-            "no ExecuTorch program that loads here",
-            "a file written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "ExecuTorch program") from error
     own = threading.local()  # a program's methods have one memory, so each thread has its own
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:

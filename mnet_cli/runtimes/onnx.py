@@ -5,7 +5,7 @@ from pathlib import Path
 from mnet_cli.contract import KEY, Contract, read_contract
 from mnet_cli.errors import WeightsError
 from mnet_cli.models.onnx_forward import OnnxForward
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.runtimes import Run, not_loadable, require_cpu
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:
@@ -22,10 +22,5 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
         found = f"cannot be read ({error.strerror or error})"
         raise WeightsError(str(path), found, "an exported file was expected") from error
     except Exception as error:  # the runtime's own errors have no common base but this
-        raise WeightsError(
-            str(path),
-            f"no ONNX model that runs here ({type(error).__name__})",
-            "a file written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "ONNX model") from error
     return forward, read_contract(forward.metadata.get(KEY), str(path))

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import WeightsError
 from mnet_cli.machine import cores
-from mnet_cli.runtimes import Run, missing_extra, require_cpu
+from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
 
 SETTINGS = {  # a stream of one thread for each core, and no bfloat16 where a processor has it
     "INFERENCE_NUM_THREADS": cores(),
@@ -37,12 +36,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else ""
         compiled = core.compile_model(model, "CPU", SETTINGS)
     except RuntimeError as error:
-        raise WeightsError(
-            str(path),
-            "no OpenVINO model that loads here",
-            "the .xml and .bin that mnet export wrote were expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "OpenVINO model") from error
     own = threading.local()  # a request serves one call at a time
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:

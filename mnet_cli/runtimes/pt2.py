@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import WeightsError
 from mnet_cli.own_files import read_own
-from mnet_cli.runtimes import Run, require_cpu
+from mnet_cli.runtimes import Run, not_loadable, require_cpu
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:
@@ -26,12 +25,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
     try:
         module = torch.export.load(io.BytesIO(content), extra_files=extra).module()
     except Exception as error:  # the loader's errors are of nearly every built-in type
-        raise WeightsError(
-            str(path),
-            f"no archive of torch.export that loads here ({type(error).__name__})",
-            "a file written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "archive of torch.export") from error
     torch.set_num_threads(1)
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import WeightsError
-from mnet_cli.runtimes import Run, missing_extra, require_cpu
+from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
 from mnet_cli.runtimes.quiet import quiet
 
 
@@ -41,12 +40,7 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
             own.interpreter = start()  # verifies the flatbuffer before it is read
         text = _metadata(schema.Model.GetRootAs(content))
     except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            str(path),
-            "no LiteRT model that loads here",
-            "a file written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "LiteRT model") from error
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         if not hasattr(own, "interpreter"):

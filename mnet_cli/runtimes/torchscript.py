@@ -1,7 +1,6 @@
 """TorchScript files, by torch."""
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.errors import WeightsError
 from mnet_cli.own_files import read_own
-from mnet_cli.runtimes import Run, choose_device
+from mnet_cli.runtimes import Run, choose_device, not_loadable
+from mnet_cli.runtimes.quiet import quiet
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:
@@ -25,16 +24,10 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
     extra = {KEY: ""}
     content = read_own(path)
     try:
-        with warnings.catch_warnings():  # they advise to use another format
-            warnings.simplefilter("ignore")
+        with quiet():  # torch advises to use another format
             module = torch.jit.load(io.BytesIO(content), chosen, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(
-            str(path),
-            "no TorchScript archive that loads here",
-            "a file written by mnet export was expected",
-            "Export it again",
-        ) from error
+        raise not_loadable(path, "TorchScript archive") from error
     if chosen.type == "cpu":
         torch.set_num_threads(1)
 
