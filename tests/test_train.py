@@ -15,6 +15,7 @@ from mnet_cli.runtimes import open_classifier
 from mnet_cli.tensorfile import read_tensors
 from mnet_cli.train import fit, prepare_data, prepare_job, write_results
 from mnet_cli.train.optimization import build_ema, build_optimizer, build_scheduler
+from mnet_cli.train.supply import auto_views
 
 CPU = torch.device("cpu")
 STARTER = ("model.weights=starter", "model.freeze=features", "data.image_size=64", "train.lr=5e-2")
@@ -313,13 +314,9 @@ def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
     assert [use["views"] for use in summary["cache"]] == [2, 2]
 
 
-def test_the_more_images_the_fewer_views(tiny_recipe, tmp_path, draw_photos):
-    used = []
-    for count in (60, 170, 250):
-        root = draw_photos(tmp_path / str(count), train=count, val=2)
-        recipe = (*FROZEN, "model.freeze=features", "data.image_size=32", f"data.root={root}")
-        used.append(trained(tiny_recipe, *recipe)[1].caches[0].views)
-    assert used == [3, 2, 1]
+def test_auto_keeps_four_views_of_up_to_5000_images_and_fewer_of_more():
+    counts = (2, 700, 5_000, 5_001, 10_000, 20_000, 1_000_000)
+    assert [auto_views(count) for count in counts] == [4, 4, 4, 3, 2, 1, 1]
 
 
 def test_a_balanced_sampler_learns_from_the_cache_too(tiny_recipe):

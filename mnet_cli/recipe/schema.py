@@ -98,8 +98,8 @@ class Data(Section):
     cached_views: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] = Field(
         "auto",
         description="Random views of each image whose frozen activations are computed once and "
-        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 1 to "
-        "4, the fewer the more images there are, and 0 with mixup or cutmix.",
+        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 4 of "
+        "up to 5,000 images, fewer of more, and 0 with mixup or cutmix.",
     )
     skip_bad: bool = Field(
         False, description="Leave unreadable images out and list them, instead of stopping."
