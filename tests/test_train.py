@@ -287,6 +287,9 @@ def test_scores_of_a_cached_run_are_those_of_its_checkpoint(tiny_recipe):
         (("model.freeze=features",), 3),  # four, but for the number of epochs
         (("model.freeze=features", "data.cached_views=2"), 2),
         (("model.freeze=features", "data.augment=none"), 1),
+        (("model.freeze=features", "train.epochs=6"), 4),
+        (("model.freeze=features[:14]",), 3),  # maps: no view comes again
+        (("model.freeze=features[:14]", "train.epochs=11"), None),
         (("model.freeze=features", "train.mixup=0.2"), None),
         (("model.freeze=none",), None),
     ],

@@ -99,7 +99,8 @@ class Data(Section):
         "auto",
         description="Random views of each image whose frozen activations are computed once and "
         "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 4 of "
-        "up to 5,000 images, fewer of more, and 0 with mixup or cutmix.",
+        "up to 5,000 images and fewer of more; where more than the classifier learns, as many as "
+        "the epochs if these are 10 or fewer, else 0; and 0 with mixup or cutmix.",
     )
     skip_bad: bool = Field(
         False, description="Leave unreadable images out and list them, instead of stopping."

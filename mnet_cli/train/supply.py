@@ -1,6 +1,6 @@
 """What the learning part of a network learns from: images, or features at the frozen boundary."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -21,10 +21,13 @@ from mnet_cli.train.setup import Job, Progress
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
-# `cached_views: auto` takes MOST_VIEWS views an image, and fewer where that would be more than
-# VIEWS_IN_ALL. A few hundred images gain more than a point of top-1 by four views, some thousands
-# hardly anything (scripts/bench_accuracy.py).
+# `cached_views: auto` where only the classifier learns: MOST_VIEWS views an image, and fewer where
+# that would be more than VIEWS_IN_ALL. A few hundred images gain more than a point of top-1 by four
+# views, some thousands hardly anything (scripts/bench_accuracy.py).
 VIEWS_IN_ALL, MOST_VIEWS = 20_000, 4
+# Where convolutions learn, they overfit to views that come again, so each epoch has a new one;
+# beyond so many the cache would take more disk than it saves time.
+MOST_MAPS = 10
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,11 @@ def build_supply(
         return _from_images(job, batches, epochs, position)
     note = ""
     if cached_views and cached is not False:
+        boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
+        views = choose_views(job, boundary, epochs)
         try:
-            return _from_cache(job, batches, epochs, front, rest, on_features)
+            if views:
+                return _from_cache(job, batches, boundary, views, rest, on_features)
         except MachineError as error:
             if cached_views != "auto" or cached:
                 raise
@@ -108,18 +114,22 @@ def build_supply(
     return replace(live(job, batches, epochs, position), note=note)
 
 
-def count_views(job: Job, boundary: Boundary) -> int:
-    """How many views of each training image are kept."""
+def choose_views(job: Job, boundary: Boundary, epochs: range) -> dict[int, int]:
+    """The view of each image that each epoch takes from the cache; empty where none are kept."""
     data = job.recipe.data
     if data.augment == "none":
-        return 1
-    if data.cached_views != "auto":
-        return data.cached_views
-    return MOST_VIEWS if boundary.is_map else auto_views(len(job.data.splits["train"]))
+        views = 1
+    elif data.cached_views != "auto":
+        views = data.cached_views
+    elif boundary.is_map:
+        views = len(epochs) if len(epochs) <= MOST_MAPS else 0
+    else:
+        views = auto_views(len(job.data.splits["train"]))
+    return {epoch: (epoch - 1) % views + 1 for epoch in epochs} if views else {}
 
 
 def auto_views(images: int) -> int:
-    """How many views of each of so many training images `auto` keeps, if they are no maps."""
+    """How many views of each of so many training images `auto` keeps for a classifier."""
     return max(1, min(MOST_VIEWS, VIEWS_IN_ALL // images))
 
 
@@ -167,15 +177,12 @@ def _from_workers(
 def _from_cache(
     job: Job,
     batches: EpochBatches,
-    epochs: range,
-    front: nn.Sequential,
+    boundary: Boundary,
+    view_of: Mapping[int, int],
     rest: nn.Module,
     on_features: Progress | None,
 ) -> Supply:
     """Views go through the frozen part once, and epochs take turns with them."""
-    boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
-    views = count_views(job, boundary)
-    view_of = {epoch: (epoch - 1) % views + 1 for epoch in epochs}
     numbers = sorted(set(view_of.values()))
     train, val = cached_features(
         [
