@@ -14,7 +14,6 @@ setting, with its standard error over the seeds.
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ def pool(root: Path, target: Path) -> float:
         for path in images.paths if split in SPLITS[:2] else ():
             link = target / Path(path).with_stem(f"{split}-{Path(path).stem}")
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink((images.root / path).resolve(), link)
+            link.symlink_to((images.root / path).resolve())
     return counts["val"] / (counts["train"] + counts["val"])
 
 
