@@ -147,6 +147,20 @@ def test_a_head_of_the_same_size_for_other_classes_is_not_taken(tmp_path):
         assert account.replaced == ("classifier.1.weight", "classifier.1.bias")
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_head_without_class_names_is_never_taken_for_classes_with_names(arch, tmp_path):
+    trained = small_model(arch, num_classes=2)
+    write_tensors(tmp_path / "bare.pth", trained.state_dict())
+    model = small_model(arch, num_classes=2)
+    last = list(model.state_dict())[-1].rpartition(".")[0]
+    head = model.get_submodule(last).weight.clone()
+    account = load_matching(model, find(tmp_path / "bare.pth", arch), ["daisy", "rose"])
+    assert account.replaced == (f"{last}.weight", f"{last}.bias")
+    assert account.missing == ()
+    assert torch.equal(model.get_submodule(last).weight, head)
+    assert equal(model, trained.state_dict(), "features.")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

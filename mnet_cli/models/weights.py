@@ -146,8 +146,8 @@ def load_matching(
     Args:
         model: A network with `features` and `classifier`.
         found: The weights.
-        class_names: The model's classes. The last layer of a checkpoint with other classes,
-            or with these in another order, stays out even if its shape is the same.
+        class_names: The model's classes. A last layer stays out, even one of the same shape,
+            unless its file names these classes in this order. None takes it by its shape alone.
 
     Returns:
         What was loaded and what was not.
@@ -161,7 +161,7 @@ def load_matching(
         for name, value in found.state_dict.items()
         if name in wanted and value.shape == wanted[name].shape
     }
-    if class_names and found.class_names and tuple(class_names) != found.class_names:
+    if class_names is not None and found.class_names != tuple(class_names):
         last = list(wanted)[-1].rpartition(".")[0] + "."  # the layer whose outputs are classes
         fitting = {name: value for name, value in fitting.items() if not name.startswith(last)}
     own = [name for name in wanted if not name.endswith(COUNTERS)]
