@@ -1,8 +1,8 @@
 """How good a classifier is on labelled images, and where it is wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from mnet_cli.machine import BATCH
 from mnet_cli.recipe import load_recipe, restore_recipe
 from mnet_cli.runtimes import Classifier, Classify
 
+MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it
+MAX_PAIRS = 20  # of confused classes, shown in its place
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -27,33 +30,33 @@ class Evaluation:
         class_names: In the order of the logits.
         paths: The N images.
         labels: True classes (N,).
-        logits: (N, C).
+        predictions: What is kept of the logits of each image.
         loss: Mean cross-entropy in nats.
         top1, top3: Share of images whose class is the best, among the best three, in 0..1.
         interval: 95% Wilson interval of `top1`.
-        macro_f1: Mean F1 over the classes.
+        macro_f1: Mean F1 over the classes that have images.
         calibration_error: Expected calibration error, 15 bins.
-        confusion: Counts (C, C), rows true, columns predicted.
         scores: Precision, recall, F1 and support of each class.
     """
 
     class_names: tuple[str, ...]
     paths: Sequence[Path]
     labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
+    predictions: metrics.Predictions
     loss: float
     top1: float
     top3: float
     interval: tuple[float, float]
     macro_f1: float
     calibration_error: float
-    confusion: NDArray[np.int64]
     scores: list[metrics.ClassScore]
 
-    @cached_property
-    def probabilities(self) -> NDArray[np.float64]:
-        """(N, C), rows sum to 1."""
-        return metrics.softmax(self.logits)
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts (C, C), rows true, columns predicted; made when asked for: C may be large."""
+        return metrics.confusion_matrix(
+            self.labels, self.predictions.classes, len(self.class_names)
+        )
 
     def figures(self) -> dict[str, float]:
         """The scalar scores by name."""
@@ -62,18 +65,49 @@ class Evaluation:
             for name in ("top1", "top3", "loss", "macro_f1", "calibration_error")
         }
 
+    def without_images(self) -> list[str]:
+        """The names of the classes that have no image, which `macro_f1` leaves out."""
+        return [name for name, score in self._named() if not score.support]
+
+    def weakest(self) -> list[tuple[str, metrics.ClassScore]]:
+        """Every class with its scores, the lowest F1 first, classes without images last."""
+        return sorted(self._named(), key=lambda row: (row[1].support == 0, row[1].f1))
+
+    def _named(self) -> Iterator[tuple[str, metrics.ClassScore]]:
+        return zip(self.class_names, self.scores, strict=True)
+
+    def confused(self) -> list[dict[str, Any]]:
+        """The pairs of classes that were confused, the most images first.
+
+        `share` is that of the true class's images.
+        """
+        classes, names = self.predictions.classes, self.class_names
+        return [
+            {
+                "true": names[true],
+                "predicted": names[predicted],
+                "count": count,
+                "share": count / self.scores[true].support,
+            }
+            for true, predicted, count in metrics.confused_pairs(self.labels, classes, len(names))
+        ]
+
     def wrong(self) -> list[dict[str, Any]]:
         """The misclassified images, the most confident first."""
-        predicted = self.probabilities.argmax(1)
-        rows = np.flatnonzero(predicted != self.labels)
-        rows = rows[np.argsort(-self.probabilities[rows].max(1), kind="stable")]
+        classes, probs, true_probs = (
+            self.predictions.classes,
+            self.predictions.probs,
+            self.predictions.true_probs,
+        )
+        rows = np.flatnonzero(classes != self.labels)
+        rows = rows[np.argsort(-probs[rows], kind="stable")]
         return [
             {
                 "path": self.paths[row],
                 "true": self.class_names[self.labels[row]],
-                "predicted": self.class_names[predicted[row]],
-                "prob": float(self.probabilities[row, predicted[row]]),
-                "true_prob": float(self.probabilities[row, self.labels[row]]),
+                "predicted": self.class_names[classes[row]],
+                "prob": float(probs[row]),
+                "true_prob": float(true_probs[row]),
             }
             for row in rows.tolist()
         ]
@@ -157,7 +191,8 @@ def evaluate(
         RefusedError: A logit is not finite.
     """
     outputs = outputs_of(paths, preprocess, classify, batch_size, fast_decode=fast_decode)
-    return score(stacked(outputs, len(paths), on_progress), labels, class_names, paths)
+    logits = _readable(outputs, len(paths), on_progress)
+    return score(_summarized(logits, labels), labels, class_names, paths)
 
 
 def stacked(
@@ -170,23 +205,11 @@ def stacked(
     Raises:
         DataError: One is not.
     """
-    found: list[NDArray[np.float32]] = []
-    for _, output in outputs:
-        if isinstance(output, DataError):
-            raise output
-        found.append(output)
-        if on_progress:
-            on_progress(len(found), total)
-    return np.stack(found)
+    return np.stack(list(_readable(outputs, total, on_progress)))
 
 
-def score(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    paths: Sequence[Path],
-) -> Evaluation:
-    """Turn logits (N, C) and labels (N,) into an `Evaluation`.
+def summarize_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> metrics.Predictions:
+    """Keep of the logits (N, C) of some images with labels (N,) what `score` needs.
 
     Raises:
         RefusedError: A logit is not finite.
@@ -198,19 +221,63 @@ def score(
             "numbers were expected",
             "Train again with a lower train.lr",
         )
-    confusion = metrics.confusion_matrix(labels, logits.argmax(1), len(class_names))
-    probabilities = metrics.softmax(logits)
+    return metrics.predictions_of(logits, labels)
+
+
+def score(
+    blocks: Iterable[metrics.Predictions],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+) -> Evaluation:
+    """Turn the predictions of blocks of images, in order, into an `Evaluation`.
+
+    Args:
+        blocks: Of all N images together; each is drawn when the one before is taken.
+        labels: The true class of each image (N,), an index into `class_names`.
+        class_names: In the order of the logits.
+        paths: The images.
+
+    Raises:
+        ValueError: There are no images, or the predictions do not fit the labels.
+    """
+    predictions = metrics.join_predictions(blocks)
+    scores = metrics.per_class(labels, predictions.classes, len(class_names))
+    correct = predictions.classes == labels
     return Evaluation(
         class_names=tuple(class_names),
         paths=paths,
         labels=labels,
-        logits=logits,
-        loss=metrics.cross_entropy(logits, labels),
-        top1=metrics.topk_accuracy(logits, labels, 1),
-        top3=metrics.topk_accuracy(logits, labels, 3),
-        interval=metrics.wilson_interval(int(confusion.trace()), len(labels)),
-        macro_f1=metrics.macro_f1(confusion),
-        calibration_error=metrics.calibration_error(probabilities, labels),
-        confusion=confusion,
-        scores=metrics.per_class(confusion),
+        predictions=predictions,
+        loss=float(-predictions.true_log_probs.mean()),
+        top1=float((predictions.ranks < 1).mean()),
+        top3=float((predictions.ranks < 3).mean()),
+        interval=metrics.wilson_interval(int(correct.sum()), len(labels)),
+        macro_f1=metrics.macro_f1(scores),
+        calibration_error=metrics.calibration_error(predictions.probs, correct),
+        scores=scores,
     )
+
+
+def _readable(
+    outputs: Iterable[tuple[Path, Output]],
+    total: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[NDArray[np.float32]]:
+    """The outputs of images that must all be readable, one by one."""
+    for done, (_, output) in enumerate(outputs, 1):
+        if isinstance(output, DataError):
+            raise output
+        yield output
+        if on_progress:
+            on_progress(done, total)
+
+
+def _summarized(
+    logits: Iterator[NDArray[np.float32]], labels: NDArray[np.int64]
+) -> Iterator[metrics.Predictions]:
+    """Keep what scores need of the logits (C,) of each image, `BATCH` images at a time."""
+    start = 0
+    while block := list(islice(logits, BATCH)):
+        yield summarize_logits(np.stack(block), labels[start : start + len(block)])
+        start += len(block)

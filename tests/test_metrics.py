@@ -8,11 +8,14 @@ from hypothesis.extra.numpy import arrays
 
 from mnet_cli.metrics import (
     ClassScore,
+    Predictions,
     calibration_error,
+    confused_pairs,
     confusion_matrix,
-    cross_entropy,
+    join_predictions,
     macro_f1,
     per_class,
+    predictions_of,
     softmax,
     topk_accuracy,
     wilson_interval,
@@ -49,14 +52,39 @@ def test_softmax_of_no_rows_has_no_rows():
     assert softmax(np.empty((0, 3))).shape == (0, 3)
 
 
-def test_cross_entropy_is_the_mean_negative_log_of_the_true_probability():
-    logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
-    expected = (np.log(4) + np.log(10)) / 2
-    assert cross_entropy(logits, np.array([1, 0])) == pytest.approx(expected)
+def test_predictions_hold_class_rank_and_log_probabilities():
+    found = predictions_of(np.log([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]), np.array([1, 0]))
+    assert found.classes.tolist() == [0, 2]
+    assert found.ranks.tolist() == [1, 1]
+    np.testing.assert_allclose(found.probs, [0.5, 0.8])
+    np.testing.assert_allclose(found.true_probs, [0.25, 0.1])
+    np.testing.assert_allclose(found.true_log_probs, -np.log([4, 10]))
 
 
-def test_cross_entropy_stays_finite_where_the_probability_underflows():
-    assert cross_entropy(np.array([[0.0, 5000.0]]), np.array([0])) == pytest.approx(5000.0)
+def test_log_probabilities_stay_finite_where_the_probability_underflows():
+    found = predictions_of(np.array([[0.0, 5000.0]]), np.array([0]))
+    assert found.true_log_probs == pytest.approx([-5000.0])
+    assert found.true_probs.tolist() == [0.0]
+
+
+@given(scored_rows(), st.integers(1, 8))
+def test_blocks_of_rows_give_the_bits_of_all_rows(scored, size):
+    logits, labels = scored
+    starts = range(0, len(labels), size)
+    blocks = [predictions_of(logits[at : at + size], labels[at : at + size]) for at in starts]
+    joined, whole = join_predictions(blocks), predictions_of(logits, labels)
+    for name, values in vars(whole).items():
+        assert np.array_equal(getattr(joined, name), values), name
+
+
+@given(scored_rows())
+def test_predictions_agree_with_softmax_and_topk(scored):
+    logits, labels = scored
+    found, probabilities = predictions_of(logits, labels), softmax(logits)
+    assert np.array_equal(found.probs, probabilities.max(axis=1))
+    assert np.array_equal(found.true_probs, probabilities[np.arange(len(labels)), labels])
+    for k in (1, 2, 3):
+        assert (found.ranks < k).mean() == topk_accuracy(logits, labels, k)
 
 
 def test_topk_counts_the_rank_of_the_true_class():
@@ -105,41 +133,66 @@ def test_confusion_diagonal_agrees_with_top1(scored):
     assert share == pytest.approx(topk_accuracy(logits, labels, 1))
 
 
+def test_mistakes_are_counted_by_pair_the_most_frequent_first():
+    labels, predictions = np.array([2, 0, 0, 1, 1, 0, 2]), np.array([0, 1, 0, 2, 2, 1, 2])
+    assert confused_pairs(labels, predictions, 3) == [(0, 1, 2), (1, 2, 2), (2, 0, 1)]
+    assert confused_pairs(labels, labels, 3) == []
+
+
+@given(scored_rows())
+def test_pairs_are_the_confusion_off_its_diagonal(scored):
+    logits, labels = scored
+    classes = logits.shape[1]
+    pairs = confused_pairs(labels, logits.argmax(axis=1), classes)
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), classes)
+    np.fill_diagonal(confusion, 0)
+    assert {(true, given): count for true, given, count in pairs} == {
+        (true, given): confusion[true, given] for true, given in np.argwhere(confusion).tolist()
+    }
+
+
+def test_pairs_of_a_million_classes_need_no_matrix():
+    last = np.array([999_999])
+    assert confused_pairs(last, last - 1, 1_000_000) == [(999_999, 999_998, 1)]
+
+
 def test_class_scores_by_hand():
-    first, second, third = per_class(CONFUSION)
+    scores = per_class(LABELS, PREDICTIONS, 3)
+    first, second, third = scores
     assert first.precision == pytest.approx(2 / 3)
     assert first.recall == pytest.approx(2 / 3)
     assert first.f1 == pytest.approx(2 / 3)
     assert second == ClassScore(precision=0.5, recall=0.5, f1=0.5, support=2)
     assert third == ClassScore(precision=0.0, recall=0.0, f1=0.0, support=1)
-    assert macro_f1(CONFUSION) == pytest.approx((2 / 3 + 0.5 + 0.0) / 3)
+    assert macro_f1(scores) == pytest.approx((2 / 3 + 0.5 + 0.0) / 3)
 
 
 def test_macro_f1_leaves_out_a_class_without_images():
-    confusion = np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]])
-    assert per_class(confusion)[2] == ClassScore(0.0, 0.0, 0.0, 0)
-    assert macro_f1(confusion) == pytest.approx((6 / 7 + 1.0) / 2)
+    labels, predictions = np.array([0] * 4 + [1] * 4), np.array([0] * 3 + [2] + [1] * 4)
+    scores = per_class(labels, predictions, 3)
+    assert scores[2] == ClassScore(0.0, 0.0, 0.0, 0)
+    assert macro_f1(scores) == pytest.approx((6 / 7 + 1.0) / 2)
 
 
 def test_calibration_error_by_hand():
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
-    labels = np.array([0, 1, 1, 1])
+    confidence = np.array([0.9, 0.9, 0.6, 0.7])
+    correct = np.array([True, False, True, True])
     # Ten bins: two rows at 0.9 with half of them right, one at 0.6 and one at 0.7, right.
     expected = (2 * 0.4 + 0.4 + 0.3) / 4
-    assert calibration_error(probabilities, labels, bins=10) == pytest.approx(expected)
+    assert calibration_error(confidence, correct, bins=10) == pytest.approx(expected)
 
 
 def test_a_bin_holds_its_upper_end():
-    probabilities = np.array([[0.5, 0.5], [0.49, 0.51]])
-    labels = np.array([0, 0])
+    confidence, correct = np.array([0.5, 0.51]), np.array([True, False])
     # Bins (0, 0.5] and (0.5, 1]: one right at 0.5, one wrong at 0.51, which do not cancel.
-    assert calibration_error(probabilities, labels, bins=2) == pytest.approx(1.01 / 2)
+    assert calibration_error(confidence, correct, bins=2) == pytest.approx(1.01 / 2)
 
 
 @given(scored_rows())
 def test_calibration_error_lies_in_the_unit_interval(scored):
     logits, labels = scored
-    assert 0.0 <= calibration_error(softmax(logits), labels) <= 1.0
+    found = predictions_of(logits, labels)
+    assert 0.0 <= calibration_error(found.probs, found.classes == labels) <= 1.0
 
 
 def test_wilson_interval_by_hand():
@@ -163,9 +216,9 @@ def test_a_value_that_is_not_finite_gets_no_score(bad):
     logits, labels = np.array([[0.0, bad]]), np.array([0])
     for score in (
         lambda: softmax(logits),
-        lambda: cross_entropy(logits, labels),
+        lambda: predictions_of(logits, labels),
         lambda: topk_accuracy(logits, labels, 1),
-        lambda: calibration_error(logits, labels),
+        lambda: calibration_error(logits[0], logits[0] == 0),
     ):
         with pytest.raises(ValueError, match="not finite"):
             score()
@@ -174,10 +227,11 @@ def test_a_value_that_is_not_finite_gets_no_score(bad):
 def test_a_mean_over_nothing_is_refused():
     logits, labels = np.empty((0, 2)), np.empty(0, dtype=np.int64)
     for score in (
-        lambda: cross_entropy(logits, labels),
+        lambda: predictions_of(logits, labels),
+        lambda: join_predictions([]),
         lambda: topk_accuracy(logits, labels, 1),
-        lambda: calibration_error(logits, labels),
-        lambda: macro_f1(np.zeros((2, 2), dtype=np.int64)),
+        lambda: calibration_error(logits[:, 0], labels),
+        lambda: macro_f1(per_class(labels, labels, 2)),
     ):
         with pytest.raises(ValueError, match="at least one"):
             score()
@@ -187,14 +241,18 @@ def test_a_mean_over_nothing_is_refused():
     ("score", "complaint"),
     [
         (lambda: topk_accuracy(np.zeros((1, 2)), np.array([0]), 0), "k is 0"),
-        (lambda: cross_entropy(np.zeros((1, 2)), np.array([2])), "outside"),
-        (lambda: cross_entropy(np.zeros((1, 2)), np.array([-1])), "outside"),
-        (lambda: cross_entropy(np.zeros((2, 2)), np.array([0])), "1 labels for 2 rows"),
-        (lambda: cross_entropy(np.zeros((1, 2)), np.array([0.5])), "integers"),
+        (lambda: predictions_of(np.zeros((1, 2)), np.array([2])), "outside"),
+        (lambda: predictions_of(np.zeros((1, 2)), np.array([-1])), "outside"),
+        (lambda: predictions_of(np.zeros((2, 2)), np.array([0])), "1 labels for 2 rows"),
+        (lambda: predictions_of(np.zeros((1, 2)), np.array([0.5])), "integers"),
         (lambda: softmax(np.zeros(3)), "shape"),
         (lambda: confusion_matrix(LABELS, PREDICTIONS[:5], 3), "6 labels but 5"),
-        (lambda: calibration_error(np.array([[3.0, -1.0]]), np.array([0])), "softmax first"),
-        (lambda: calibration_error(np.array([[1.0]]), np.array([0]), bins=0), "bins is 0"),
+        (lambda: calibration_error(np.array([3.0]), np.array([True])), "softmax first"),
+        (lambda: calibration_error(np.array([1.0]), np.array([True]), bins=0), "bins is 0"),
+        (lambda: calibration_error(np.array([1.0]), np.array([True, False])), "shape"),
+        (lambda: confused_pairs(LABELS, PREDICTIONS, 2), "outside"),
+        (lambda: Predictions(*[np.zeros(2)] * 3, np.zeros(3)), "shapes"),
+        (lambda: Predictions(*[np.zeros(1)] * 3, np.full(1, np.nan)), "not finite"),
         (lambda: wilson_interval(3, 2), "3 successes"),
     ],
 )

@@ -16,8 +16,10 @@ from mnet_cli.cli import run as mnet
 from mnet_cli.errors import DataError, MachineError, RefusedError, WeightsError
 from mnet_cli.recipe import load_recipe
 from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job
+from mnet_cli.train.state import restore_fit
 
 CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parent / "golden"
 PROGRAM = "from mnet_cli.cli import main; main()"
 STEPS = 5  # batches of an epoch: 24 images by 5
 PHASES = """\
@@ -229,6 +231,53 @@ def test_a_state_that_keeps_too_little_is_refused(tiny_recipe, tmp_path):
     shutil.copy(tmp_path / "run" / "best.pt", tmp_path / "run" / "last.pt")
     with pytest.raises(WeightsError, match="not the state of this run"):
         go_on(tiny_recipe, (), tmp_path / "run")
+
+
+def test_a_state_keeps_some_numbers_an_image_and_none_for_every_class(tiny_recipe, tmp_path):
+    fit(begin(tiny_recipe, (), tmp_path / "run"))
+    history = load_checkpoint(tmp_path / "run" / "last.pt").training["history"]
+    kept = [value for value in history["best"].values() if isinstance(value, torch.Tensor)]
+    assert kept
+    assert {value.shape for value in kept} == {(12,)}  # the validation images
+    assert not any(isinstance(value, torch.Tensor) for value in history.values())
+
+
+def test_a_state_of_format_1_with_all_logits_goes_on(photos, tmp_path):
+    run = shutil.copytree(GOLDEN / "run-1", tmp_path / "run")
+    before = load_checkpoint(run / "last.pt")
+    assert "best_logits" in before.training["history"]
+    job = go_on(run / "recipe.yaml", (f"data.root={photos}",), run)
+    best = restore_fit(job, job.kept).best
+    assert {"epoch": 1, **best.figures()} == pytest.approx(before.metrics, abs=1e-12)
+    result = fit(job)
+    assert len(result.rows) == 2
+    assert (
+        load_checkpoint(run / "last.pt").training["history"]["best"].keys()
+        == vars(best.predictions).keys()
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"classes": torch.full((12,), 3)},
+        {"classes": torch.zeros(12)},
+        {"ranks": torch.zeros(11)},
+        {"true_log_probs": torch.full((12,), float("nan"))},
+        {"more": torch.zeros(12)},
+        {"log_probs": None},
+    ],
+)
+def test_a_state_whose_scores_do_not_fit_is_refused(damage, tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    fit(job)
+    job.lock.release()
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    content["history"]["best"] |= damage
+    torch.save(content, tmp_path / "run" / "last.pt")
+    job = go_on(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(WeightsError, match="no state that training can go on from"):
+        fit(job)
 
 
 def test_a_signal_in_the_middle_of_a_step_keeps_the_state_before_it(

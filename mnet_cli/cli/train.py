@@ -208,9 +208,7 @@ def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None
             ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),
         ],
         epochs=result.rows,
-        class_names=job.data.class_names,
-        confusion=best.confusion,
-        scores=best.scores,
+        evaluation=best,
         wrong=[
             WrongImage(
                 row["path"].relative_to(job.data.root).as_posix(),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.data.paths import Names
 from mnet_cli.errors import DataError
-from mnet_cli.text import printable, readable
+from mnet_cli.text import listing, printable, readable
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -32,7 +32,7 @@ _LAYOUT = (
     "or ROOT/train/daisy/1.jpg and ROOT/val/daisy/2.jpg"
 )
 _HIDDEN = "hidden"
-_LISTED = 20  # at most so many names or notes in one error
+_LISTED = 20  # at most so many notes in one error
 
 Identity = tuple[int, int] | str
 
@@ -101,7 +101,7 @@ def scan_splits(root: Path, least_classes: int = 2) -> dict[str, ImageSet]:
     if split_like:
         raise DataError(
             printable(str(root)),
-            f"has {_listing(split_like)} but not both train and val",
+            f"has {listing(split_like)} but not both train and val",
             "a split data set has folders named exactly train and val",
             "Rename or add the missing one, or give a folder of classes and a val_fraction",
         )
@@ -123,8 +123,8 @@ def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
     if unknown:
         raise DataError(
             printable(str(image_set.root)),
-            f"unknown class {_listing(unknown)}",
-            f"the classes are {_listing(class_names)}",
+            f"unknown class {listing(unknown)}",
+            f"the classes are {listing(class_names)}",
             "Rename or remove the folder, or train with that class",
         )
     labels = np.asarray([index[name] for name in image_set.class_names], np.int64)
@@ -145,7 +145,7 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
     if len(folders) < least_classes:
         raise DataError(
             printable(str(root)),
-            f"only one class, {_listing(folders)}",
+            f"only one class, {listing(folders)}",
             "a classifier needs at least two",
             "Add a folder of images for each further class",
         )
@@ -298,18 +298,11 @@ def _refuse_empty_classes(root: Path, images: dict[str, list[str]], ignored: lis
     held = ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
     raise DataError(
         printable(str(root)),
-        f"class {_listing(empty)} has no usable image (ignored: {held or 'nothing'})",
+        f"class {listing(empty)} has no usable image (ignored: {held or 'nothing'})",
         f"every class needs images of {' '.join(IMAGE_EXTENSIONS)}",
         "Add or convert images, or remove the folder",
         details=notes[:_LISTED],
     )
-
-
-def _listing(names: Iterable[str]) -> str:
-    """Names in quotes, at most `_LISTED` of them."""
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(f"'{printable(name)}'" for name in names[:_LISTED]) + more
 
 
 def _identity(path: Path) -> Identity:

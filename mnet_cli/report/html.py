@@ -14,11 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mnet_cli.atomic import atomic_write
 from mnet_cli.data.images import read_image
 from mnet_cli.errors import DataError
-from mnet_cli.metrics import ClassScore, macro_f1, wilson_interval
-from mnet_cli.text import printable
+from mnet_cli.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS, Evaluation
+from mnet_cli.text import listing, printable
 
-MAX_MATRIX_CLASSES = 30  # a larger confusion matrix does not fit on a screen
-MAX_PAIRS = 20
 MAX_WRONG = 24
 MAX_DOTTED_EPOCHS = 40  # beyond that, dots hide the line
 THUMBNAIL_SIZE = (320, 320)  # twice the shown size, for dense screens
@@ -97,9 +95,7 @@ def write_report(
     title: str,
     facts: Sequence[tuple[str, str]],
     epochs: Sequence[Mapping[str, float]],
-    class_names: Sequence[str],
-    confusion: np.ndarray,
-    scores: Sequence[ClassScore],
+    evaluation: Evaluation,
     wrong: Sequence[WrongImage] = (),
     next_commands: Sequence[str] = (),
     best_epoch: int | None = None,
@@ -116,9 +112,7 @@ def write_report(
         facts: (name, value) pairs to show under the headline metrics.
         epochs: A row an epoch in order, with the keys of `EPOCH_COLUMNS`; a missing or
             non-finite value leaves a gap. Without rows there are no curves.
-        class_names: C names.
-        confusion: (C, C) counts on the validation images, rows true; at least one image.
-        scores: C class scores, as `metrics.per_class` makes them.
+        evaluation: On the validation images.
         wrong: Wrong images; the `MAX_WRONG` of highest probability are shown.
         next_commands: Commands to try next, one a line.
         best_epoch: The epoch whose checkpoint the results are of.
@@ -126,14 +120,8 @@ def write_report(
         environment: (name, value) pairs about versions and machine.
 
     Raises:
-        ValueError: class_names, confusion and scores differ in length, or no image counted.
         MachineError: The file cannot be written.
     """
-    count = len(class_names)
-    if confusion.shape != (count, count) or len(scores) != count:
-        raise ValueError(
-            f"{count} class names, {len(scores)} scores, confusion of shape {confusion.shape}"
-        )
     most_confident = sorted(wrong, key=lambda image: -image.probability)[:MAX_WRONG]
     content = (
         _environment()
@@ -141,9 +129,9 @@ def write_report(
         .render(
             title=title,
             facts=facts,
-            **_headline(confusion),
+            **_headline(evaluation),
             **_learning_curves(epochs, best_epoch),
-            **_class_tables(class_names, confusion, scores),
+            **_class_tables(evaluation),
             wrong=[(image, _thumbnail(image.file)) for image in most_confident],
             next_commands=next_commands,
             recipe_lines=recipe.rstrip().split("\n") if recipe else [],
@@ -169,16 +157,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _headline(confusion: np.ndarray) -> dict[str, Any]:
-    """Top-1 with its 95% interval, and macro F1."""
-    macro = macro_f1(confusion)  # refuses an empty matrix, over which top-1 does not exist
-    correct, total = int(np.trace(confusion)), int(confusion.sum())
+def _headline(evaluation: Evaluation) -> dict[str, Any]:
+    """Top-1 with its 95% interval, and macro F1 with the classes that it is over."""
+    without = evaluation.without_images()
     return {
-        "top1": correct / total,
-        "interval": wilson_interval(correct, total),
-        "macro_f1": macro,
-        "correct": correct,
-        "total": total,
+        "top1": evaluation.top1,
+        "interval": evaluation.interval,
+        "macro_f1": evaluation.macro_f1,
+        "correct": int((evaluation.predictions.classes == evaluation.labels).sum()),
+        "total": len(evaluation.labels),
+        "scored": len(evaluation.class_names) - len(without),
+        "without_images": listing(without) if without else "",
     }
 
 
@@ -198,17 +187,16 @@ def _learning_curves(
     }
 
 
-def _class_tables(
-    class_names: Sequence[str], confusion: np.ndarray, scores: Sequence[ClassScore]
-) -> dict[str, Any]:
+def _class_tables(evaluation: Evaluation) -> dict[str, Any]:
     """Few classes: the matrix, in class order. Many: the worst pairs and classes first."""
-    rows = list(zip(class_names, scores, strict=True))
-    if len(class_names) <= MAX_MATRIX_CLASSES:
-        matrix, pairs = _heat(confusion), []
+    names = evaluation.class_names
+    if len(names) <= MAX_MATRIX_CLASSES:
+        matrix, pairs = _heat(evaluation.confusion), []
+        rows = list(zip(names, evaluation.scores, strict=True))
     else:
-        matrix, pairs = None, _confused_pairs(confusion, class_names)
-        rows.sort(key=lambda row: (row[1].support == 0, row[1].f1))
-    return {"class_names": class_names, "matrix": matrix, "pairs": pairs, "score_rows": rows}
+        matrix, pairs = None, evaluation.confused()[:MAX_PAIRS]
+        rows = evaluation.weakest()
+    return {"class_names": names, "matrix": matrix, "pairs": pairs, "score_rows": rows}
 
 
 def _chart(
@@ -290,26 +278,6 @@ def _heat(confusion: np.ndarray) -> list[list[tuple[int, float]]]:
     return [
         list(zip(counts, row, strict=True))
         for counts, row in zip(confusion.tolist(), shares.tolist(), strict=True)
-    ]
-
-
-def _confused_pairs(
-    confusion: np.ndarray, class_names: Sequence[str]
-) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: true class, predicted class, count, share of the true."""
-    mistakes = confusion - np.diag(np.diagonal(confusion))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:MAX_PAIRS]
-    places = np.column_stack(np.unravel_index(order, mistakes.shape)).tolist()
-    support = confusion.sum(axis=1)
-    return [
-        (
-            class_names[true],
-            class_names[predicted],
-            int(mistakes[true, predicted]),
-            float(mistakes[true, predicted] / support[true]),
-        )
-        for true, predicted in places
-        if mistakes[true, predicted]
     ]
 
 

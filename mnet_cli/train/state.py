@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
 from mnet_cli.errors import WeightsError
 from mnet_cli.evaluate import Evaluation, score
+from mnet_cli.metrics import Predictions, predictions_of
 from mnet_cli.recipe import plain_values
 from mnet_cli.train.optimization import Mix
 from mnet_cli.train.setup import Job
@@ -149,7 +150,8 @@ def save_last(job: Job, learner: Learner, result: Fit, steps: int) -> None:
             "phase": result.phase,
             "phase_start": result.phase_start,
             "best_epoch": result.best_epoch,
-            "best_logits": best and torch.from_numpy(best.logits),
+            "best": best
+            and {name: torch.from_numpy(array) for name, array in vars(best.predictions).items()},
             "caches": [asdict(use) for use in result.caches],
             "cached": result.cached,
             "frozen": result.frozen,
@@ -169,8 +171,6 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
     """
     try:
         history, running = kept.training["history"], kept.training["running"]
-        val = job.data.splits["val"]
-        logits = history["best_logits"]
         return Fit(
             rows=history["rows"],
             running=Running(
@@ -179,9 +179,7 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
             phase=history["phase"],
             phase_start=history["phase_start"],
             best_epoch=history["best_epoch"],
-            best=None
-            if logits is None
-            else score(logits.numpy(), val.labels, job.data.class_names, job.data.files("val")),
+            best=_restore_best(job, history),
             caches=[CacheUse(**use) for use in history["caches"]],
             cached=history["cached"],
             frozen=history["frozen"],
@@ -190,6 +188,20 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_resumable(job, error) from error
+
+
+def _restore_best(job: Job, history: Mapping[str, Any]) -> Evaluation | None:
+    """Take the evaluation of `best.pt` from `last.pt`; None before there is one."""
+    labels = job.data.splits["val"].labels
+    if "best_logits" in history:  # an earlier version kept the logits (N, C)
+        logits = history["best_logits"]
+        predictions = None if logits is None else predictions_of(logits.numpy(), labels)
+    else:
+        kept = history["best"]
+        predictions = kept and Predictions(**{name: row.numpy() for name, row in kept.items()})
+    if predictions is None:
+        return None
+    return score([predictions], labels, job.data.class_names, job.data.files("val"))
 
 
 def restore_learner(job: Job, learner: Learner, kept: Checkpoint) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mnet_cli.data.loaders import EpochBatches, load_views
 from mnet_cli.errors import MachineError
-from mnet_cli.evaluate import Evaluation, evaluate, score
+from mnet_cli.evaluate import Evaluation, evaluate, score, summarize_logits
 from mnet_cli.features.boundary import Boundary, find_boundary
 from mnet_cli.features.extract import Features, Wanted, cached_features
 from mnet_cli.machine import BATCH, cores
+from mnet_cli.metrics import Predictions
 from mnet_cli.models.forward import Forward, compile_forward
 from mnet_cli.models.freeze import split_frozen
 from mnet_cli.train.setup import Job, Progress
@@ -245,11 +246,11 @@ def _evaluate_features(job: Job, module: nn.Module, val: Features) -> Evaluation
     forward = compile_forward(module, job.device, None)
     labels = job.data.splits["val"].labels
     images = np.arange(len(labels))
+
+    def answer(start: int) -> Predictions:
+        chosen = images[start : start + BATCH]
+        return summarize_logits(forward(val.take(0, chosen)), labels[chosen])
+
     with ThreadPoolExecutor(cores()) as pool:
-        logits = pool.map(
-            lambda start: forward(val.take(0, images[start : start + BATCH])),
-            range(0, len(labels), BATCH),
-        )
-        return score(
-            np.concatenate(list(logits)), labels, job.data.class_names, job.data.files("val")
-        )
+        blocks = pool.map(answer, range(0, len(labels), BATCH))
+        return score(blocks, labels, job.data.class_names, job.data.files("val"))
