@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnet_cli.errors import MnetError
 from mnet_cli.text import printable, readable
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 NOTES = 10  # lines of one kind
-WIDE = 200  # columns where the output is no terminal, so that no cell is cut off
+UNLIMITED = 1_000_000  # columns, to find out how wide a table is
 
 
 @dataclass
@@ -96,20 +99,45 @@ def table(
     """
     if news and settings.quiet:
         return
-    from rich import box
     from rich.console import Console
+
+    stream = sys.stderr if news else sys.stdout
+    drawn = _draw(columns, rows, title)
+    width = None if stream.isatty() else _width(drawn)
+    with _above_bars():
+        Console(file=stream, width=width, highlight=False).print(drawn)
+
+
+def fits(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
+    """Whether `table` can print on stdout without breaking a cell: always off a terminal."""
+    from rich.console import Console
+
+    return not sys.stdout.isatty() or _width(_draw(columns, rows)) <= Console().width
+
+
+def _draw(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> "Table":
+    """Lay out a table; a cell that is too wide is broken into lines, never cut off."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    stream = sys.stderr if news else sys.stdout
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        drawn.add_column(name.removeprefix(">"), justify="right" if name[0] == ">" else "left")
+        drawn.add_column(
+            Text(printable(name.removeprefix(">"))),
+            justify="right" if name[0] == ">" else "left",
+            overflow="fold",
+        )
     for row in rows:
         drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    width = None if stream.isatty() else WIDE
-    with _above_bars():
-        Console(file=stream, width=width, highlight=False).print(drawn)
+    return drawn
+
+
+def _width(drawn: "Table") -> int:
+    """Columns that a table takes with no cell broken."""
+    from rich.console import Console
+
+    return Console(width=UNLIMITED).measure(drawn).maximum
 
 
 @contextmanager
@@ -167,6 +195,11 @@ def discard_output() -> None:
 def percent(share: float) -> str:
     """A share in 0..1 as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
+
+
+def of_classes(scored: int, total: int) -> str:
+    """What a mean over classes is over, where it is not all of them: ` over 4 of 5 classes`."""
+    return f" over {scored:,} of {total:,} classes" if scored < total else ""
 
 
 def counts(values: Mapping[str, int]) -> str:

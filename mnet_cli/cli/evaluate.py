@@ -13,11 +13,14 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.text import listing
 
 if TYPE_CHECKING:
     from mnet_cli.evaluate import Evaluation
 
 WRONG_LISTED = 20  # wrong files on the screen; --json lists all
+WEAKEST_LISTED = 20  # classes on the screen where there are too many for a matrix; --json lists all
+MAX_JSON_CLASSES = 100  # whose confusion matrix --json gives: 10,000 lines
 
 
 def evaluate(
@@ -84,12 +87,15 @@ def evaluate(
 
 def _as_document(result: "Evaluation") -> dict[str, Any]:
     classes = zip(result.class_names, result.scores, strict=True)
+    few = len(result.class_names) <= MAX_JSON_CLASSES
     return {
         "images": len(result.labels),
         **result.figures(),
         "top1_interval": list(result.interval),
+        "classes_without_images": result.without_images(),
         "classes": {name: vars(score) for name, score in classes},
-        "confusion": result.confusion.tolist(),
+        "confusion": result.confusion.tolist() if few else None,
+        "confused": result.confused(),
         "wrong": result.wrong(),
     }
 
@@ -97,27 +103,71 @@ def _as_document(result: "Evaluation") -> dict[str, Any]:
 def _show(document: dict[str, Any], result: "Evaluation") -> None:
     percent = console.percent
     low, high = (percent(bound) for bound in result.interval)
+    without, total = document["classes_without_images"], len(result.class_names)
     console.line(f"{document['checkpoint']} on {document['data']} ({document['split']})")
     console.line(
         f"top-1 {percent(result.top1)} (95% interval {low} to {high} on {len(result.labels)} "
         f"images)  top-3 {percent(result.top3)}  macro-F1 {percent(result.macro_f1)}"
+        f"{console.of_classes(total - len(without), total)}"
     )
     console.line(f"loss {result.loss:.4f}  calibration error {percent(result.calibration_error)}")
+    if without:
+        console.line(f"no images of {listing(without)}: left out of macro-F1")
+    _show_classes(result)
+    _show_confusion(result)
+    _show_wrong(document["wrong"])
+
+
+def _show_classes(result: "Evaluation") -> None:
+    """Print the scores of every class, or of the weakest where there are many."""
+    from mnet_cli.evaluate import MAX_MATRIX_CLASSES
+
+    percent, total = console.percent, len(result.class_names)
+    rows, title = list(zip(result.class_names, result.scores, strict=True)), ""
+    if total > MAX_MATRIX_CLASSES:
+        rows = result.weakest()[:WEAKEST_LISTED]
+        title = f"the {len(rows)} classes of lowest F1; {total - len(rows):,} are not shown"
     console.table(
         ("class", ">precision", ">recall", ">F1", ">images"),
         [
             (name, percent(s.precision), percent(s.recall), percent(s.f1), s.support)
-            for name, s in zip(result.class_names, result.scores, strict=True)
+            for name, s in rows
         ],
+        title=title,
     )
-    console.table(
-        ("true \\ predicted", *(f">{name}" for name in result.class_names)),
-        [
+
+
+def _show_confusion(result: "Evaluation") -> None:
+    """Print the confusion matrix, or the most confused pairs where it has no room."""
+    from mnet_cli.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS
+
+    names = result.class_names
+    if len(names) <= MAX_MATRIX_CLASSES:
+        columns = ("true \\ predicted", *(f">{name}" for name in names))
+        rows = [
             (name, *(count or "·" for count in counts))
-            for name, counts in zip(result.class_names, result.confusion.tolist(), strict=True)
-        ],
-    )
-    wrong = result.wrong()
+            for name, counts in zip(names, result.confusion.tolist(), strict=True)
+        ]
+        if console.fits(columns, rows):
+            console.table(columns, rows)
+            return
+        console.line("The confusion matrix is wider than this terminal; --json gives it.")
+    pairs = result.confused()
+    shown, hidden = pairs[:MAX_PAIRS], len(pairs[MAX_PAIRS:])
+    if shown:
+        console.table(
+            ("true", "predicted", ">images", ">of the class"),
+            [
+                (pair["true"], pair["predicted"], pair["count"], console.percent(pair["share"]))
+                for pair in shown
+            ],
+            title=f"the {len(shown)} most confused pairs"
+            + (f"; {hidden:,} are not shown" if hidden else ""),
+        )
+
+
+def _show_wrong(wrong: list[dict[str, Any]]) -> None:
+    """Print the wrong files of which the model was most confident."""
     if wrong:
         console.table(
             ("wrong file", "true", "predicted", ">prob", ">true prob"),
