@@ -121,6 +121,24 @@ def test_eval_keeps_the_runs_own_split_when_images_have_been_added(work, capsys,
     assert "12 images are not in" in output.err
 
 
+def test_a_class_without_validation_images_is_named_before_training_and_in_the_results(
+    draw_photos, tiny_recipe, tmp_path, capsys
+):
+    root = draw_photos(tmp_path / "photos", train=3, val=2)
+    shutil.rmtree(root / "val" / "green")
+    out = tmp_path / "run"
+    settings = [f"data.root={root}", "train.epochs=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert run(["train", "-r", str(tiny_recipe), "--out", str(out), *options]) == 0
+    output = capsys.readouterr()
+    note = "note: no validation images of 'green': left out of macro-F1"
+    assert output.err.index(note) < output.err.index("train loss")
+    assert "over 2 of 3 classes" in output.out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["classes_without_images"] == ["green"]
+    assert "No validation images of &#39;green&#39;" in (out / "report.html").read_text()
+
+
 def test_predict_prints_the_classic_line_for_every_class(work, capsys, photos):
     assert run(["predict", str(photos / "val" / "red" / "0.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -11,6 +11,7 @@ import typer
 from mnet_cli import console
 from mnet_cli.cli.options import DeviceOption, OverrideOption
 from mnet_cli.errors import RecipeError, UsageError, WeightsError
+from mnet_cli.text import listing
 
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
@@ -66,6 +67,9 @@ def train(
     console.notes(data.notes)
     if data.skipped:
         console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
+    without = data.without_images("val")
+    if without:
+        console.note(f"note: no validation images of {listing(without)}: left out of macro-F1")
     images = console.counts({split: len(s) for split, s in data.splits.items()})
     console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
     with console.bar("weights", unit="B") as on_progress:
@@ -227,13 +231,14 @@ def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None
 
 
 def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    best, frozen = summary["best"], summary["frozen"]
+    best, frozen, total = summary["best"], summary["frozen"], len(summary["class_names"])
+    scored = total - len(summary.get("classes_without_images", ()))  # an older run has no list
     low, high = (console.percent(bound) for bound in best["top1_interval"])
     console.line(f"best: {run / 'best.pt'} (epoch {best['epoch']} of {summary['epochs']})")
     console.line(
         f"top-1 {console.percent(best['top1'])} (95% interval {low} to {high} on "
-        f"{summary['images']['val']} images), macro-F1 {console.percent(best['macro_f1'])}, "
-        f"loss {best['loss']:.4f}"
+        f"{summary['images']['val']} images), macro-F1 {console.percent(best['macro_f1'])}"
+        f"{console.of_classes(scored, total)}, loss {best['loss']:.4f}"
     )
     if frozen["tensors"]:
         state = f"{len(frozen['moved'])} MOVED" if frozen["moved"] else "none moved"

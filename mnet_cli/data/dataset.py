@@ -61,6 +61,11 @@ class DataSet:
         """The image files of `split`."""
         return Files(self.root, self.splits[split].paths)
 
+    def without_images(self, split: str) -> list[str]:
+        """The names of the classes that have no image in `split`."""
+        counts = np.bincount(self.splits[split].labels, minlength=len(self.class_names))
+        return [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+
     def manifest(self) -> Iterator[dict[str, str]]:
         """The rows of `split.csv`: path, class, split, sha256."""
         for split, samples in self.splits.items():

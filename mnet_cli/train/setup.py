@@ -33,7 +33,7 @@ from mnet_cli.run_directory import (
     write_csv,
     write_json,
 )
-from mnet_cli.text import readable
+from mnet_cli.text import listing, readable
 
 Progress = Callable[[int, int], None]
 FREE = ("output.", "data.root", "data.workers", "train.save_minutes")  # may change at a resume
@@ -112,12 +112,11 @@ def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet
             "train/ and val/ folders were expected",
             "Let mnet set some aside: --set data.val_fraction=0.2",
         )
-    train = data.splits["train"]
-    gone = [name for label, name in enumerate(data.class_names) if label not in train.labels]
+    gone = data.without_images("train")
     if gone:
         raise DataError(
             recipe.data.root,
-            f"no usable training image of {', '.join(gone)}",
+            f"no usable training image of {listing(gone)}",
             "at least one a class was expected",
             "Add images, or remove the class",
         )

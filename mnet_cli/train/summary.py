@@ -30,6 +30,7 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
         "arch": job.recipe.model.arch,
         "width_mult": job.recipe.model.width_mult,
         "class_names": list(job.data.class_names),
+        "classes_without_images": result.best.without_images(),  # in the validation part
         "images": {split: len(samples) for split, samples in job.data.splits.items()},
         "skipped": len(job.data.skipped),
         "epochs": len(result.rows),
