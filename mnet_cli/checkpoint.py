@@ -42,6 +42,7 @@ class Checkpoint:
         metrics: Of the epoch that the state belongs to; those of the averaged weights where
             training keeps an average.
         training: `TRAINING_KEYS`, what a resume needs besides; empty in `best.pt`.
+        source: The file it was read from; None for one that was not.
     """
 
     arch: str
@@ -52,6 +53,7 @@ class Checkpoint:
     recipe: Mapping[str, Any]
     metrics: Mapping[str, float]
     training: Mapping[str, Any] = field(default_factory=dict)
+    source: Path | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -109,6 +111,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             recipe=content["recipe"],
             metrics=content["metrics"],
             training={key: content[key] for key in TRAINING_KEYS if key in content},
+            source=path,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
@@ -122,19 +125,20 @@ def build_from(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         WeightsError: The state does not fit the architecture it names, or is not finite.
     """
+    where = str(checkpoint.source or f"checkpoint of {checkpoint.arch}")
     try:
         model = build_model(checkpoint.arch, len(checkpoint.class_names), **checkpoint.model_args)
         model.load_state_dict(dict(checkpoint.state_dict), strict=True)
     except (RuntimeError, TypeError, ValueError, MnetError) as error:
         raise WeightsError(
-            f"checkpoint of {checkpoint.arch}",
-            "its tensors do not fit the architecture that it names",
+            where,
+            f"its tensors do not fit {checkpoint.arch}, the architecture that it names",
             "a whole checkpoint was expected",
         ) from error
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
-            f"checkpoint of {checkpoint.arch}",
+            where,
             f"{broken[0]} holds NaN or infinity",
             "finite numbers were expected",
         )

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_missing_key_is_named(checkpoint, tmp_path, key):
 def test_state_of_another_architecture_is_refused(checkpoint):
     with pytest.raises(WeightsError, match="do not fit"):
         build_from(dataclasses.replace(checkpoint, arch="mobilenet_v1"))
+
+
+def test_an_error_about_the_weights_names_their_file(checkpoint, tmp_path):
+    path = tmp_path / "best.pt"
+    for change in ({"arch": "mobilenet_v1"}, {"model_args": {"width_mult": 0.5}}):
+        save_checkpoint(path, dataclasses.replace(checkpoint, **change))
+        with pytest.raises(WeightsError, match=f"^{re.escape(str(path))}: .*do not fit"):
+            build_from(load_checkpoint(tmp_path))
+    broken = {**checkpoint.state_dict, "classifier.1.bias": torch.full((3,), torch.inf)}
+    save_checkpoint(path, dataclasses.replace(checkpoint, state_dict=broken))
+    with pytest.raises(WeightsError, match=f"^{re.escape(str(path))}: .*holds NaN or infinity"):
+        build_from(load_checkpoint(path))
 
 
 def test_failed_save_keeps_the_old_file(checkpoint, tmp_path):
