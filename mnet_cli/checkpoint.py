@@ -19,6 +19,7 @@ from mnet_cli import __version__
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MnetError, WeightsError
 from mnet_cli.models.registry import build_model
+from mnet_cli.run_directory import check_class_indices
 from mnet_cli.tensorfile import read_tensors, write_tensors
 
 FORMAT = 1
@@ -81,7 +82,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         WeightsError: The file is missing, damaged, hostile, of a newer format, or no
-            checkpoint of mnet.
+            checkpoint of mnet; or `class_indices.json` beside it has other class names.
     """
     if path.is_dir():
         path = path / "best.pt"
@@ -102,7 +103,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "Update mnet",
         )
     try:
-        return Checkpoint(
+        checkpoint = Checkpoint(
             arch=content["arch"],
             model_args=content["model_args"],
             state_dict=content["state_dict"],
@@ -117,6 +118,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(
             str(path), f"an incomplete checkpoint ({error})", "all keys of format 1 were expected"
         ) from error
+    check_class_indices(path, checkpoint.class_names)
+    return checkpoint
 
 
 def build_from(checkpoint: Checkpoint) -> nn.Module:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,9 @@ from PIL import Image
 from mnet_cli import console
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
 from mnet_cli.cli import run
+from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import build_model
 
 SMALL = {"width_mult": 0.05, "reduced_tail": True}
@@ -163,3 +166,92 @@ def test_nothing_is_said_of_classes_where_all_have_images(tmp_path, capsys):
     output = evaluated(tmp_path, capsys, {"daisy": 1, "rose": 1})
     assert "classes" not in output
     assert "no images" not in output
+
+
+UNLIKE = {  # what class_indices.json holds, and what the error says of it
+    '{"0": "daisy", "1": "rose"': "not JSON",
+    '["daisy", "rose"]': "no names by index",
+    "[" * 100_000: "not JSON",
+    '{"0": "daisy", "1": "rose", "1": "rose"}': "index 1 stands there twice",
+    '{"0": "daisy", "1": "daisy"}': "index 1 is 'daisy'.* 'rose'",
+    '{"0": "daisy", "2": "rose"}': "index 1 is missing",
+    '{"0": "daisy"}': "index 1 is missing",
+    '{"0": "rose", "1": "daisy"}': "index 0 is 'rose'.* 'daisy'",
+    '{"0": "daisy", "1": "tulip"}': "index 1 is 'tulip'.* 'rose'",
+    '{"0": "daisy", "1": "rose", "2": "tulip"}': "index 2 .*beyond the 2 classes",
+    '{"0": "daisy", "1": 7}': "index 1 is '7'.* 'rose'",
+    b"\xff\xfe": "not JSON",
+}
+
+
+@pytest.mark.parametrize("content", UNLIKE)
+def test_class_indices_that_disagree_with_the_checkpoint_are_refused(content, tmp_path, capsys):
+    best = save_model(tmp_path, ["daisy", "rose"])
+    data = draw(tmp_path / "data", {"daisy": 1, "rose": 1})
+    beside = tmp_path / "class_indices.json"
+    beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command in (
+        ["eval", "-c", str(best), "--data", str(data)],
+        ["predict", "-c", str(tmp_path), str(data / "rose" / "0.png")],
+    ):
+        assert run(command) == 4
+        output = capsys.readouterr()
+        assert output.out == ""
+        line = output.err.splitlines()[-1]
+        assert re.match(rf"mnet: error: \S+class_indices\.json: {UNLIKE[content]}", line), line
+        assert "delete it" in line
+
+
+def test_class_indices_that_agree_or_are_missing_are_no_obstacle(tmp_path, capsys):
+    best = save_model(tmp_path, ["daisy", "rose"])
+    image = str(draw(tmp_path / "data", {"rose": 1}) / "rose" / "0.png")
+    assert run(["predict", "-c", str(best), image]) == 0
+    (tmp_path / "class_indices.json").write_text('\ufeff{"1": "rose", "0": "daisy"}', "utf-8")
+    assert run(["predict", "-c", str(best), image]) == 0
+
+
+@pytest.mark.parametrize("command", ["train", "export", "bench"])
+def test_every_command_that_takes_a_run_refuses_unlike_class_indices(
+    command, tiny_recipe, tmp_path, capsys
+):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    best = save_model(run_folder, ["blue", "green", "red"])
+    (run_folder / "class_indices.json").write_text('{"0": "red", "1": "green", "2": "blue"}')
+    settings = ["model.arch=mobilenet_v3_small", "model.width_mult=0.05"]
+    settings += ["model.reduced_tail=true", f"model.weights={best}"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    commands = {
+        "train": ["-r", str(tiny_recipe), "--out", str(tmp_path / "new"), *options],
+        "export": [str(run_folder)],
+        "bench": [str(best)],
+    }
+    assert run([command, *commands[command]]) == 4
+    assert "index 0 is 'red', but 'blue'" in capsys.readouterr().err
+    assert sorted(path.name for path in run_folder.iterdir()) == ["best.pt", "class_indices.json"]
+
+
+def test_an_exported_file_must_agree_with_the_class_indices_beside_it(tmp_path, capsys):
+    names = ("daisy", "rose")
+    preprocess = Preprocess(32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)
+    contract = Contract("mobilenet_v3_small", SMALL, names, preprocess, {}, {})
+    model = onnx.load_from_string(to_onnx(build_model("mobilenet_v3_small", 2, **SMALL).eval()))
+    onnx.helper.set_model_props(model, {"mnet": contract.to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "class_indices.json").write_text('{"0": "daisy", "1": "rose"}')
+    image = str(draw(tmp_path / "data", {"rose": 1}) / "rose" / "0.png")
+    assert run(["predict", "-c", str(tmp_path / "model.onnx"), image]) == 0
+    (tmp_path / "class_indices.json").write_text('{"0": "rose", "1": "daisy"}')
+    assert run(["predict", "-c", str(tmp_path / "model.onnx"), image]) == 4
+    assert "index 0 is 'rose', but 'daisy'" in capsys.readouterr().err
+
+
+def test_a_run_with_unlike_class_indices_is_not_resumed(tiny_recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["train", "-r", str(tiny_recipe), "--set", "train.epochs=1", "--out", str(out)]
+    assert run(command) == 0
+    (out / "summary.json").unlink()
+    (out / "class_indices.json").write_text("{}")
+    assert run(["train", "--resume", str(out)]) == 4
+    assert "index 0 is missing" in capsys.readouterr().err
+    assert (out / "class_indices.json").read_text() == "{}"

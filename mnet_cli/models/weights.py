@@ -26,6 +26,7 @@ from mnet_cli.models.published import (
     published,
     published_for,
 )
+from mnet_cli.run_directory import check_class_indices
 from mnet_cli.tensorfile import read_tensors
 
 NONE = "none"
@@ -120,7 +121,8 @@ def find_weights(
 
     Raises:
         RecipeError: There are no starter or published weights for this architecture and α.
-        WeightsError: The file is missing, unusable, or a checkpoint of something else.
+        WeightsError: The file is missing, unusable, or a checkpoint of something else; or
+            `class_indices.json` beside it has other class names.
         MachineError: The download failed.
     """
     if source == NONE:
@@ -319,6 +321,8 @@ def _declared_facts(
             f"{_title(arch, width_mult)} was expected",
             "Set model.arch and model.width_mult to it, or choose other weights",
         )
+    if "class_names" in facts:
+        check_class_indices(path, facts["class_names"])
     return facts
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.run_directory import check_class_indices
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,8 @@ def open_classifier(path: Path, device: str) -> Classifier:
     """Open a checkpoint, a run directory or an exported file on the device that `device` names.
 
     Raises:
-        WeightsError: There is no usable checkpoint or exported file at `path`.
+        WeightsError: There is no usable checkpoint or exported file at `path`, or
+            `class_indices.json` beside it has other class names.
         MachineError: The package that runs such files is not installed.
         UsageError: The device is not to be had.
     """
@@ -72,6 +74,7 @@ def open_classifier(path: Path, device: str) -> Classifier:
         return _open_checkpoint(path, device)
     adapter = import_module(f"{__name__}.{ADAPTERS[path.suffix]}")
     run, contract = adapter.load(path, device)
+    check_class_indices(path, contract.class_names)
     return Classifier(
         classify=as_classify(run, contract),
         class_names=contract.class_names,

@@ -30,8 +30,8 @@ from mnet_cli.run_directory import (
     disown_run,
     own_run,
     point_latest,
+    write_class_indices,
     write_csv,
-    write_json,
 )
 from mnet_cli.text import listing, readable
 
@@ -328,8 +328,7 @@ def write_known(run: Path, recipe: Recipe, data: DataSet) -> None:
     """Write what is known before training: recipe, class names, splits and skipped images."""
     with atomic_write(run / "recipe.yaml", "w") as file:
         file.write(dump_recipe(recipe))
-    names = {str(index): name for index, name in enumerate(data.class_names)}
-    write_json(run / "class_indices.json", names)
+    write_class_indices(run, data.class_names)
     write_csv(run / "split.csv", ("path", "class", "split", "sha256"), data.manifest())
     if data.skipped:
         skipped = [{"path": path, "fault": fault} for path, fault in data.skipped]

@@ -9,7 +9,7 @@ import torch
 
 from mnet_cli import __version__
 from mnet_cli.hashing import file_sha256
-from mnet_cli.run_directory import write_json
+from mnet_cli.run_directory import CLASS_INDICES, write_json
 from mnet_cli.train.setup import Job
 from mnet_cli.train.state import Fit
 
@@ -63,6 +63,6 @@ def summarize(job: Job, result: Fit) -> dict[str, Any]:
         },
         "sha256": {
             name: file_sha256(job.run / name)
-            for name in ("best.pt", "last.pt", "class_indices.json", "split.csv")
+            for name in ("best.pt", "last.pt", CLASS_INDICES, "split.csv")
         },
     }
