@@ -16,6 +16,7 @@ from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.machine import BATCH
 from mnet_cli.recipe import load_recipe, restore_recipe
+from mnet_cli.run_directory import find_data
 from mnet_cli.runtimes import Classifier, Classify
 
 MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it
@@ -122,7 +123,7 @@ def open_images(
 
     Args:
         classifier: Its class names say what the folders' names mean.
-        root: The folder; None for that of its recipe, divided as its run divided it.
+        root: The folder; None for that of its run, divided as the run divided it.
         on_progress: Called with (done, total) while images are checked.
 
     Raises:
@@ -143,17 +144,11 @@ def open_images(
             "labelled images were expected",
             "Name some with --data DIR",
         )
-    if not Path(recipe.data.root).is_dir():
-        raise DataError(
-            recipe.data.root,
-            "the folder that the model was trained on is not here",
-            "labelled images were expected",
-            "Name some with --data DIR",
-        )
+    folder = find_data(classifier.source.parent, Path(recipe.data.root), "--data DIR")
     manifest = classifier.source.with_name("split.csv")
     divided = recipe.data.val_fraction is not None and manifest.is_file()
     images = open_dataset(
-        Path(recipe.data.root),
+        folder,
         class_names=classifier.class_names,
         val_fraction=None if divided else recipe.data.val_fraction,
         seed=recipe.train.seed,

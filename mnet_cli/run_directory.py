@@ -14,11 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mnet_cli.atomic import atomic_write
-from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.errors import DataError, MachineError, UsageError, WeightsError
 from mnet_cli.text import printable
 
 LATEST = "latest"
 CLASS_INDICES = "class_indices.json"
+DATA = "data.json"  # where the run's data set is
 LOCK = ".lock"  # held by the process that trains; it says which
 
 
@@ -197,9 +198,73 @@ def _unlike(found: Any, class_names: Sequence[str], checkpoint: str) -> str:
     return ""
 
 
+def write_data_root(folder: Path, root: Path) -> None:
+    """Record in `data.json` where the data set of a run is, relative to the run directory.
+
+    A run and its data set that are moved together still find each other. Only where no
+    relative path leads to the data set, as to another drive of Windows, is it absolute.
+
+    Args:
+        folder: The run directory.
+        root: The data set.
+    """
+    try:
+        path = Path(os.path.relpath(root, folder.resolve()))
+    except ValueError:
+        path = root.absolute()
+    write_json(folder / DATA, {"root": path.as_posix()})
+
+
+def find_data(folder: Path, root: Path, option: str) -> Path:
+    """Find the data set of a run: where `data.json` says, else in the working folder.
+
+    Args:
+        folder: The run directory.
+        root: As the run's recipe says; relative to the working folder.
+        option: How another place can be named, for errors.
+
+    Returns:
+        `root` itself where it leads to the same folder as `data.json`.
+
+    Raises:
+        DataError: The data set is in neither place, or `data.json` is damaged.
+    """
+    recorded = _recorded_root(folder, option)
+    if recorded is not None and recorded.is_dir():
+        return root if root.is_dir() and root.samefile(recorded) else recorded
+    if root.is_dir():
+        return root
+    nor = "" if recorded is None else f", nor is it at {recorded}"
+    raise DataError(
+        str(root),
+        f"the folder that the model was trained on is not here{nor}",
+        "labelled images were expected",
+        f"Name some with {option}",
+    )
+
+
+def _recorded_root(folder: Path, option: str) -> Path | None:
+    """Where `data.json` says that a run's data set is; None without such a file."""
+    path = folder / DATA
+    if not path.is_file():
+        return None
+    try:
+        root = json.loads(path.read_text(encoding="utf-8"))["root"]
+        # No link is left in the folder's own path, so its parts can be taken back by "..".
+        return Path(os.path.normpath(folder.resolve() / root))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            str(path),
+            f"does not say where the data set is ({type(error).__name__})",
+            "the run's own file was expected",
+            f"Name the images with {option}",
+        ) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON with an indent of four, whole or not at all."""
-    with atomic_write(path, "w") as file:
+    # What backslashreplace makes of a byte that is not UTF-8 is what JSON would escape it as.
+    with atomic_write(path, "w", errors="backslashreplace") as file:
         json.dump(content, file, indent=4, ensure_ascii=False)
         file.write("\n")
 

@@ -40,6 +40,7 @@ def train(
     """Train the model that a recipe describes and keep the best checkpoint."""
     from mnet_cli.recipe import load_recipe
 
+    root = None
     if resume and out:
         raise UsageError("--out", "given with --resume", "the run stays where it is")
     if resume:
@@ -48,6 +49,7 @@ def train(
         if (resume / "summary.json").is_file():
             _show_complete(resume)
             return
+        root = _data_of(resume, resolved)
     elif recipe:
         resolved = load_recipe(recipe, overrides or ())
     else:
@@ -63,7 +65,7 @@ def train(
 
         require_tensorboard()  # before anything is made
     with console.bar("checking images") as on_progress:
-        data = training.prepare_data(resolved, on_progress)
+        data = training.prepare_data(resolved, on_progress, root)
     console.notes(data.notes)
     if data.skipped:
         console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
@@ -151,6 +153,17 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     return wanted
 
 
+def _data_of(run: Path, recipe: "Recipe") -> Path:
+    """Where the data set of a run is; a `data.root` that is given now comes first."""
+    from mnet_cli.recipe import load_recipe
+    from mnet_cli.run_directory import find_data
+
+    root = Path(recipe.data.root)
+    if recipe.data.root != load_recipe(run / "recipe.yaml").data.root:
+        return root
+    return find_data(run, root, "--set data.root=DIR")
+
+
 def _show_account(account: "WeightsAccount | None") -> None:
     if account is None:
         console.note("weights: none, a random start")
@@ -206,7 +219,7 @@ def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None
         job.run / "report.html",
         title=f"{job.run.name}: {model.arch}, width_mult {model.width_mult:g}",
         facts=[
-            ("data", f"{job.data.root} ({console.counts(summary['images'])})"),
+            ("data", f"{Path(job.recipe.data.root)} ({console.counts(summary['images'])})"),
             ("weights", job.account.origin if job.account else "none"),
             ("preprocessing", str(job.preprocess)),
             ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),

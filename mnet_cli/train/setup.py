@@ -32,6 +32,7 @@ from mnet_cli.run_directory import (
     point_latest,
     write_class_indices,
     write_csv,
+    write_data_root,
 )
 from mnet_cli.text import listing, readable
 
@@ -92,14 +93,21 @@ class Job:
         )
 
 
-def prepare_data(recipe: Recipe, on_progress: Progress | None = None) -> DataSet:
+def prepare_data(
+    recipe: Recipe, on_progress: Progress | None = None, root: Path | None = None
+) -> DataSet:
     """Scan, check and split the recipe's data set.
+
+    Args:
+        recipe: The resolved recipe.
+        on_progress: Called with (done, total) while images are checked.
+        root: Where the data set is; None for where the recipe says.
 
     Raises:
         DataError: The data set cannot be trained on.
     """
     data = open_dataset(
-        Path(recipe.data.root),
+        root or Path(recipe.data.root),
         val_fraction=recipe.data.val_fraction,
         seed=recipe.train.seed,
         skip_bad=recipe.data.skip_bad,
@@ -325,9 +333,10 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> tuple
 
 
 def write_known(run: Path, recipe: Recipe, data: DataSet) -> None:
-    """Write what is known before training: recipe, class names, splits and skipped images."""
+    """Write what is known before training: recipe, data set, classes, splits, skipped images."""
     with atomic_write(run / "recipe.yaml", "w") as file:
         file.write(dump_recipe(recipe))
+    write_data_root(run, data.root)
     write_class_indices(run, data.class_names)
     write_csv(run / "split.csv", ("path", "class", "split", "sha256"), data.manifest())
     if data.skipped:
