@@ -190,6 +190,51 @@ def test_schedules_rise_and_fall_as_named(tiny_recipe):
     assert constant == [1.0] * 40
 
 
+@pytest.mark.parametrize("optimizer_name", ["adamw", "sgd"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7, 8, 20])
+def test_one_cycle_reaches_its_peak_in_any_number_of_steps(tiny_recipe, steps, optimizer_name):
+    train = load_recipe(tiny_recipe, [f"train.optimizer={optimizer_name}"]).train
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), train, 0.5)
+    scheduler = build_scheduler(optimizer, train, 0.5, 1, steps)
+    rates, momenta = [], []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        rates.append(group["lr"])
+        momenta.append(group["momentum"] if optimizer_name == "sgd" else group["betas"][0])
+        optimizer.step()
+        scheduler.step()
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(0.5, rel=0.03)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert min(rates[: max(1, steps - 2)]) >= 0.5 / 25
+    assert all(0.84 < momentum < 0.96 for momentum in momenta)
+    assert momenta[peak] == min(momenta)
+
+
+@pytest.mark.parametrize("steps", [7, 8, 50])
+def test_one_cycle_of_many_steps_is_that_of_torch(tiny_recipe, steps):
+    train = load_recipe(tiny_recipe).train
+    optimizers = [build_optimizer(torch.nn.Linear(2, 2), train, 0.5) for _ in range(2)]
+    ours = build_scheduler(optimizers[0], train, 0.5, 1, steps)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizers[1], max_lr=0.5, total_steps=steps)
+    for _ in range(steps):
+        first, second = (optimizer.param_groups[0] for optimizer in optimizers)
+        assert (first["lr"], first["betas"]) == (second["lr"], second["betas"])
+        for optimizer, scheduler in zip(optimizers, (ours, torchs), strict=True):
+            optimizer.step()
+            scheduler.step()
+
+
+def test_a_single_step_learns(tiny_recipe, tmp_path, draw_photos):
+    root = draw_photos(tmp_path / "few", train=2, val=2)
+    job = prepared(tiny_recipe, f"data.root={root}", "data.batch_size=6", "train.epochs=1")
+    before = job.model.classifier[1].weight.detach().clone()
+    result = fit(job)
+    assert result.rows[0]["lr"] == job.recipe.train.lr
+    assert (job.model.classifier[1].weight - before).abs().max() > 1e-3
+
+
 def test_weight_decay_spares_biases_and_norms(tiny_recipe):
     job = prepared(tiny_recipe)
     decayed, spared = build_optimizer(job.model, job.recipe.train, 1e-3).param_groups

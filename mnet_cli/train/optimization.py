@@ -20,6 +20,8 @@ from mnet_cli.recipe import Train
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+FEW_STEPS = 7  # in fewer, OneCycleLR's defaults put the peak before the second step
+
 
 def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Optimizer:
     """Build the optimizer of everything in `model` that is not frozen.
@@ -46,11 +48,17 @@ def build_scheduler(
     """Build the schedule, which advances once a step, over `epochs` of training.
 
     One-cycle (arXiv 1708.07120) moves the momentum, or Adam's first beta, against the rate:
-    from 0.95 down to 0.85 while the rate rises, and back.
+    from 0.95 down to 0.85 while the rate rises, and back. In fewer than `FEW_STEPS` steps it
+    rises from lr / steps to lr in one step, and ends before the rate is next to zero.
     """
     steps = epochs * steps_per_epoch
     if train.schedule == "onecycle":
-        return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+        if steps >= FEW_STEPS:
+            return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+        course = steps + 1  # its last point, next to zero, comes after the last step
+        return OneCycleLR(
+            optimizer, max_lr=lr, total_steps=course, pct_start=2 / course, div_factor=steps
+        )
     warmup = min(round(train.warmup_epochs * steps_per_epoch), steps - 1)
     after: LRScheduler = (
         CosineAnnealingLR(optimizer, T_max=steps - warmup)
