@@ -248,6 +248,19 @@ def test_very_many_problems_are_cut_to_a_screen():
             "data.cached_views",
             "train.epochs: 3",
         ),
+        (
+            section("data", "cached_views: 3") + f"train: {{{PHASES}}}",
+            "data.cached_views",
+            "train.phases",
+        ),
+        (
+            section("data", "cached_views: 2") + f"train: {{{PHASES}}}",
+            "data.cached_views",
+            "train.phases",
+        ),
+        (section("train", "epochs: 3", "early_stop: 2"), "train.early_stop", "train.epochs: 3"),
+        (section("train", "early_stop: 50"), "train.early_stop", "train.epochs: 10"),
+        (section("train", "early_stop: 2", PHASES), "train.early_stop", "train.phases"),
         (section("model", "reduced_tail: true"), "model.reduced_tail", "model.arch: mobilenet_v2"),
         (
             section("model", "reduced_tail: true").replace("_v2", "_v3_large"),
@@ -276,7 +289,12 @@ def test_keys_that_contradict_or_have_no_effect_are_both_named(text, key, other)
         section("data", "cached_views: 0") + "train: {mixup: 0.2}",
         section("data", "cached_views: 1", "augment: none"),
         section("model", "freeze: none") + "  cached_views: auto\n",
-        section("data", "cached_views: 3") + f"train: {{{PHASES}}}",
+        section("data", "cached_views: 1") + f"train: {{{PHASES}}}",
+        section("data", "cached_views: 2")
+        + f"train: {{{PHASES.replace('none', '[features.0.*]')}}}",
+        section("train", "epochs: 3", "early_stop: 1"),
+        section("train", "early_stop: 1", PHASES),
+        section("train", "epochs: 1", "early_stop: 0"),
         section("model", "width_mult: 0.33", "weights: none"),
         section("model", "width_mult: 0.35", "weights: starter"),
         section("model", "width_mult: 0.33", "weights: ./mine.pt"),

@@ -58,6 +58,22 @@ def _nothing_is_frozen(views: object, freeze: object, phases: Sequence[object] |
     return views not in ("auto", 0) and bool(specs) and all(spec == "none" for spec in specs)
 
 
+def _epochs_of(phases: Sequence[object], *, frozen: bool = False) -> list[int]:
+    """The epochs of each phase, or of each that freezes something; none where one is malformed."""
+    found = [phase for phase in phases if isinstance(phase, dict)]
+    if len(found) < len(phases) or not all(isinstance(p.get("epochs"), int) for p in found):
+        return []
+    return [p["epochs"] for p in found if not frozen or p.get("freeze") != "none"]
+
+
+def _never_stops(patience: int, epochs: Sequence[int]) -> bool:
+    """Whether every phase ends before `patience` epochs in a row are without improvement."""
+    if not patience or not epochs:
+        return False
+    first, *others = epochs
+    return patience >= max([first - 1, *others])  # the very first epoch always improves
+
+
 def _needs_published_width(row: str) -> Rule:
     widths = widths_with_weights(row)
     return Rule(
@@ -117,6 +133,31 @@ RULES = (
         "{0} with train.epochs: {1}",
         "an epoch takes one view of each image, so the rest would never be seen",
         "Lower it, or raise train.epochs",
+    ),
+    Rule(
+        ("data.cached_views", "train.phases"),
+        lambda views, phases: (
+            bool(phases)
+            and views != "auto"
+            and views > max(_epochs_of(phases, frozen=True), default=views)
+        ),
+        "{0}, more than the epochs of each of train.phases that freezes something",
+        "an epoch takes one view of each image, so the rest would never be seen",
+        "Lower it, or raise the epochs of a phase",
+    ),
+    Rule(
+        ("train.early_stop", "train.epochs", "train.phases"),
+        lambda patience, epochs, phases: not phases and _never_stops(patience, [epochs]),
+        "{0} with train.epochs: {1}",
+        "training ends before so many epochs in a row are without improvement",
+        "Lower it, or raise train.epochs",
+    ),
+    Rule(
+        ("train.early_stop", "train.phases"),
+        lambda patience, phases: bool(phases) and _never_stops(patience, _epochs_of(phases)),
+        "{0} with train.phases",
+        "every phase ends before so many epochs in a row are without improvement",
+        "Lower it, or raise the epochs of a phase",
     ),
     Rule(
         ("data.cached_views", "model.freeze", "train.phases"),
