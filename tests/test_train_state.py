@@ -317,6 +317,54 @@ def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_pa
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 2
 
 
+def test_a_loss_that_is_no_number_in_the_first_epoch_claims_no_checkpoint(
+    tiny_recipe, tmp_path, monkeypatch, capsys
+):
+    real, calls = loop.take_step, iter(range(1, 100))
+
+    def diverging(job, learner, inputs, *others):
+        real(job, learner, inputs * float("nan") if next(calls) == 3 else inputs, *others)
+
+    monkeypatch.setattr(loop, "take_step", diverging)
+    out = tmp_path / "run"
+    assert mnet(["train", "-r", str(tiny_recipe), "--out", str(out)]) == 6
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "step 3: the loss is nan" in said
+    assert "kept" not in said
+    assert "no epoch was finished, so there is no best.pt" in said
+    assert not list(out.glob("*.pt"))
+
+
+def test_the_figures_of_a_resumed_epoch_are_of_the_whole_epoch(tiny_recipe, tmp_path, monkeypatch):
+    real, pause = loop.take_step, 0.05
+
+    def slow(*arguments):
+        time.sleep(pause)
+        real(*arguments)
+
+    monkeypatch.setattr(loop, "take_step", slow)
+    job = begin(tiny_recipe, ("train.epochs=1",), tmp_path / "run")
+    for steps in (3, 1):
+        with pytest.raises(KeyboardInterrupt):
+            fit(job, on_batch=stopped_after(steps))
+        job.lock.release()
+        job = go_on(tiny_recipe, ("train.epochs=1",), tmp_path / "run")
+    [row] = fit(job).rows
+    assert row["seconds"] >= STEPS * pause
+    assert row["images_per_second"] <= 24 / (STEPS * pause)
+
+
+def test_a_state_without_the_seconds_of_its_epoch_is_resumed(tiny_recipe, tmp_path):
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_batch=stopped_after(STEPS + 2))
+    job.lock.release()
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert content["running"].pop("seconds") > 0
+    torch.save(content, tmp_path / "run" / "last.pt")
+    assert len(fit(go_on(tiny_recipe, (), tmp_path / "run")).rows) == 2
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")],

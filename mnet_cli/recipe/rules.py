@@ -141,7 +141,7 @@ RULES = (
             and views != "auto"
             and views > max(_epochs_of(phases, frozen=True), default=views)
         ),
-        "{0}, more than the epochs of each of train.phases that freezes something",
+        "{0}, but no phase of train.phases that freezes something has so many epochs",
         "an epoch takes one view of each image, so the rest would never be seen",
         "Lower it, or raise the epochs of a phase",
     ),

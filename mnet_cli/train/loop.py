@@ -66,7 +66,8 @@ def fit(
 
     Raises:
         DataError: An image has become unreadable; the state of training is kept.
-        RefusedError: The loss is not a number any more; the last good checkpoint is kept.
+        RefusedError: The loss is not a number any more; the last good checkpoint, if there is
+            one, is kept.
         MachineError: A file cannot be written.
         WeightsError: `job.kept` is no state to go on from.
     """
@@ -173,9 +174,9 @@ def run_epoch(
     on_batch: Callable[[int, int], None],
 ) -> Row:
     """Train to the end of an epoch, score it, add its row to `result` and keep its checkpoints."""
-    epoch, clock = len(result.rows) + 1, time.monotonic()
+    epoch = len(result.rows) + 1
     loss, lr = train_epoch(job, learner, supply, result, keep, on_batch)
-    trained = time.monotonic() - clock
+    trained, clock = result.running.seconds, time.monotonic()
     shown = learner.ema.module if learner.ema else learner.module
     evaluation = supply.evaluate(shown)
     row = {
@@ -186,7 +187,7 @@ def run_epoch(
         "macro_f1": evaluation.macro_f1,
         "images_per_second": len(job.data.splits["train"]) / max(trained, 1e-3),
         "lr": lr,
-        "seconds": time.monotonic() - clock,
+        "seconds": trained + time.monotonic() - clock,
     }
     with held():  # the files of an epoch belong together
         result.whole = False
@@ -226,12 +227,14 @@ def train_epoch(
     running, epoch = result.running, len(result.rows) + 1
     before = (epoch - 1) * supply.steps
     period = 60 * job.recipe.train.save_minutes
+    started = time.monotonic() - running.seconds
     due = time.monotonic() + period
     set_train_mode(job.model)
     for inputs, labels in supply.batches(epoch, len(running)):  # inputs (N, …), labels (N,)
         with held():  # a step is taken whole or not at all
             result.whole = False
             take_step(job, learner, inputs, labels, running, before + len(running) + 1)
+            running.seconds = time.monotonic() - started
             result.whole = True
         on_batch(len(running), supply.steps)
         if time.monotonic() >= due:
@@ -239,13 +242,19 @@ def train_epoch(
             due = time.monotonic() + period
     # One look at the losses an epoch: a look at each step would wait for the GPU each time.
     values = torch.stack(running.losses).cpu().double()
+    running.seconds = time.monotonic() - started  # now that the device has done all its steps
     if not values.isfinite().all():
         first = int((~values.isfinite()).nonzero()[0])
+        left = (
+            "the last good checkpoint was kept"
+            if result.best
+            else "no epoch was finished, so there is no best.pt"
+        )
         raise RefusedError(
             f"step {before + first + 1}",
             f"the loss is {values[first]:g} at lr {running.lrs[first]:.2g}",
             "a finite loss was expected",
-            "Lower train.lr; the last good checkpoint was kept",
+            f"Lower train.lr; {left}",
         )
     counts = torch.tensor(running.counts)
     return float((values * counts).sum() / counts.sum()), running.lrs[-1]

@@ -23,11 +23,15 @@ Row = Mapping[str, float]
 
 @dataclass
 class Running:
-    """The epoch that is under way: a loss, a rate and a number of images a batch."""
+    """The epoch that is under way: a loss, a rate and a number of images a batch.
+
+    `seconds` is how long its batches took, in all processes that trained it.
+    """
 
     losses: list[Tensor] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -144,6 +148,7 @@ def save_last(job: Job, learner: Learner, result: Fit, steps: int) -> None:
             "losses": torch.stack(running.losses).cpu() if len(running) else torch.zeros(0),
             "lrs": running.lrs,
             "counts": running.counts,
+            "seconds": running.seconds,
         },
         "history": {
             "rows": [dict(row) for row in result.rows],
@@ -174,7 +179,10 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
         return Fit(
             rows=history["rows"],
             running=Running(
-                list(running["losses"].to(job.device)), running["lrs"], running["counts"]
+                list(running["losses"].to(job.device)),
+                running["lrs"],
+                running["counts"],
+                float(running.get("seconds", 0)),  # files of earlier versions lack it
             ),
             phase=history["phase"],
             phase_start=history["phase_start"],
