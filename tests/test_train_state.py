@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.cli import run as mnet
+from mnet_cli.data.dataset import DataSet, Samples
+from mnet_cli.data.paths import Names
 from mnet_cli.errors import DataError, MachineError, RefusedError, WeightsError
 from mnet_cli.recipe import load_recipe
+from mnet_cli.run_directory import write_csv
 from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job
 from mnet_cli.train.state import restore_fit
 
@@ -207,6 +212,42 @@ def test_other_images_are_refused(draw_photos, tiny_recipe, tmp_path):
     next((root / "train").rglob("*.jpg")).unlink()
     with pytest.raises(DataError, match="1 are gone"):
         go_on(tiny_recipe, overrides, tmp_path / "run")
+
+
+def many_images(count: int) -> DataSet:
+    """A data set of `count` training images that exist by name alone."""
+    sha256 = np.arange(4 * count, dtype=np.uint64).view(np.uint8).reshape(count, 32)
+    paths = Names(f"train/red/{number}.jpg" for number in range(count))
+    samples = Samples(paths, np.zeros(count, np.int64), sha256)
+    return DataSet(Path("photos"), ("red", "green"), {"train": samples}, (), ())
+
+
+def test_the_images_of_a_run_are_compared_in_little_memory_and_counted(tiny_recipe, tmp_path):
+    count = 10_000
+    data = many_images(count)
+    (tmp_path / "run").mkdir()
+    columns, manifest = ("path", "class", "split", "sha256"), [*data.manifest()]
+    manifest[7]["sha256"] = "0" * 64  # changed since
+    manifest[8]["class"] = "green"
+    manifest += [{**manifest[9], "path": f"train/red/gone-{number}.jpg"} for number in range(3)]
+    write_csv(tmp_path / "run" / "split.csv", columns, [*manifest[10:], *manifest[:10]])
+    del manifest
+    recipe = load_recipe(tiny_recipe)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="2 images are new or changed, 5 are gone"):
+            resume_job(recipe, data, CPU, tmp_path / "run")
+        assert tracemalloc.get_traced_memory()[1] < 250 * count
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", ["path,class\na,b,c\n", "path\n\xff\n"])
+def test_a_manifest_that_is_none_is_refused(content, tiny_recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.csv").write_text(content, encoding="latin-1")
+    with pytest.raises(DataError, match="no manifest of a run"):
+        resume_job(load_recipe(tiny_recipe), many_images(3), CPU, tmp_path / "run")
 
 
 def test_a_run_has_one_owner(tiny_recipe, tmp_path):
