@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from mnet_cli.data import loaders
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.check import check_images
 from mnet_cli.data.loaders import ViewDataset
@@ -262,9 +263,40 @@ def test_stores_that_were_used_longest_ago_make_room_for_new_ones(files, monkeyp
     assert all(map(np.array_equal, everything(first), expected))
 
 
+def shard_names(found):
+    return sorted(path.name for path in found.folder.glob("*.npy"))
+
+
+def test_one_pool_of_workers_computes_all_that_is_wanted(files, monkeypatch):
+    pools = []
+
+    class Counted(loaders.DataLoader):
+        def __init__(self, *arguments, **options):
+            pools.append(options["num_workers"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(loaders, "DataLoader", Counted)
+    where, done = boundary(stages=5), []
+    wanted = [
+        Wanted(where, dataset(files[:17]), (1, 2)),
+        Wanted(where.exact(), dataset(files[17:], Augmentation()), (1,)),
+    ]
+    both = cached_features(wanted, 2, CPU, lambda *step: done.append(step))
+    assert pools == [2]
+    assert done[-1] == (2 * 17 + 7, 2 * 17 + 7)
+    assert [one.fresh for one in both] == [34, 7]
+    expected = [everything(one) for one in both]
+    names = [shard_names(one) for one in both]
+    clear_cache()
+    for one, rows, shards in zip(wanted, expected, names, strict=True):
+        alone = look_up(one.views, one.boundary, one.numbers)
+        assert all(map(np.array_equal, everything(alone), rows))
+        assert shard_names(alone) == shards
+
+
 def test_all_that_one_run_wants_is_kept_together(files, monkeypatch):
-    where, other = boundary(), boundary(seed=1)
-    wanted = [Wanted(where, dataset(files), [1]), Wanted(other, dataset(files), [1])]
+    where = boundary(stages=5)
+    wanted = [Wanted(where, dataset(files), [1]), Wanted(where.exact(), dataset(files), [1])]
     size = sum(one.keys.size * one.record.itemsize for one in wanted)
     monkeypatch.setenv("MNET_CACHE_GB", str(1.2 * size / 1e9))
     for _ in range(2):

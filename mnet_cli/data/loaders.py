@@ -4,8 +4,10 @@ import hashlib
 import os
 import signal
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,10 @@ class ViewDataset(Dataset[Sample]):
         except DataError as error:
             return error  # raised in a worker it would arrive as a traceback in a string
 
+    def prepare(self) -> None:
+        """Build and import once what worker processes then inherit."""
+        _ = self.view
+
     def _open(self, index: int) -> Photograph:
         """Open a photograph, once for all its views if they come one after the other."""
         if self._last is None or self._last[0] != index:
@@ -103,6 +109,31 @@ class ViewDataset(Dataset[Sample]):
                 )
             self._last = index, photograph
         return self._last[1]
+
+
+class JoinedViews(Dataset[Sample]):
+    """Several sets of views as one, so that the same workers load them.
+
+    Args:
+        parts: The sets. The images of each are counted on from those of the one before.
+
+    Attributes:
+        starts: The index of the first image of each set.
+    """
+
+    def __init__(self, parts: Sequence[ViewDataset]) -> None:
+        self.parts = parts
+        self.starts = [0, *accumulate(map(len, parts))][:-1]
+
+    def __getitem__(self, key: Key) -> Sample:
+        number, index = key
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part][(number, index - self.starts[part])]
+
+    def prepare(self) -> None:
+        """As in `ViewDataset`."""
+        for part in self.parts:
+            part.prepare()
 
 
 class EpochBatches:
@@ -150,7 +181,7 @@ def key_batches(keys: NDArray[np.int64], batch_size: int) -> Iterator[list[Key]]
 
 
 def load_views(
-    views: ViewDataset,
+    views: ViewDataset | JoinedViews,
     batches: Iterable[list[Key]],
     workers: int,
     device: torch.device,
@@ -172,7 +203,7 @@ def load_views(
         DataError: An image has become unreadable since it was checked.
         MachineError: A worker died.
     """
-    _ = views.view  # built before the workers start, which inherit it and what it imports
+    views.prepare()
     # Without `persistent_workers`: those wait for each other for seconds when they end.
     loader: DataLoader[Batch | DataError] = DataLoader(
         views,  # type: ignore[arg-type]  # `_collate` turns samples into batches

@@ -1,7 +1,9 @@
 """From photographs to rows of the cache, through the frozen part of a network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.data.augment import PIXELS
-from mnet_cli.data.loaders import ViewDataset, key_batches, load_views
+from mnet_cli.data.loaders import JoinedViews, Key, ViewDataset, key_batches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary
 from mnet_cli.features.cache import make_room, open_folder
@@ -94,7 +96,7 @@ def cached_features(
     What was computed stays when this is interrupted, up to the last `SHARD` bytes.
 
     Args:
-        wanted: All that one phase of training needs.
+        wanted: All that one phase of training needs; their boundaries differ in precision alone.
         workers: Processes that compute; 0 computes in this one.
         device: Where the frozen part runs.
         on_progress: Called with (done, total) views that had to be computed.
@@ -104,17 +106,30 @@ def cached_features(
         MachineError: The cache cannot be written, or is too small for all that is wanted.
     """
     found = [_look_up(one) for one in wanted]
-    lacking = [int((one.index < 0).sum()) for one in found]
-    if any(lacking):
-        needed = sum(n * one.record.itemsize for n, one in zip(lacking, wanted, strict=True))
+    fresh = [int((there.index < 0).sum()) for there in found]
+    if any(fresh):
+        needed = sum(n * one.record.itemsize for n, one in zip(fresh, wanted, strict=True))
         in_all = sum(
             there.index.size * one.record.itemsize for there, one in zip(found, wanted, strict=True)
         )
-        make_room([one.folder for one in found], needed, in_all)
-    return [
-        _complete(one, there, workers, device, on_progress)
-        for one, there in zip(wanted, found, strict=True)
-    ]
+        make_room([there.folder for there in found], needed, in_all)
+    for _ in range(ATTEMPTS):
+        # What lacks, and what has gone by the time it is read: images, places of view numbers.
+        lacking = [np.argwhere(there.index.T < 0) for there in found]
+        if not any(map(len, lacking)):
+            return [replace(there, fresh=n) for there, n in zip(found, fresh, strict=True)]
+        folders = [there.folder for there in found]
+        _compute(wanted, lacking, folders, workers, device, on_progress)
+        for place, one in enumerate(wanted):
+            if len(lacking[place]):
+                del found[place]  # closes its files before they are opened again
+                found.insert(place, _look_up(one))
+    raise MachineError(
+        str(found[0].folder),
+        "features go as soon as they are computed",
+        "a cache folder that nobody clears meanwhile was expected",
+        "Train again",
+    )
 
 
 def _look_up(wanted: Wanted) -> Features:
@@ -123,63 +138,68 @@ def _look_up(wanted: Wanted) -> Features:
     return Features(rows, rows.find(keys.ravel()).reshape(keys.shape), 0, folder)
 
 
-def _complete(
-    wanted: Wanted,
-    found: Features,
-    workers: int,
-    device: torch.device,
-    on_progress: Progress | None,
-) -> Features:
-    """Compute what lacks, and again what has gone by the time it is read."""
-    fresh = int((found.index < 0).sum())
-    for _ in range(ATTEMPTS):
-        lacking = np.argwhere(found.index.T < 0)  # image, place of the view's number
-        if not len(lacking):
-            return replace(found, fresh=fresh)
-        _compute(wanted, lacking, found.folder, workers, device, on_progress)
-        found = _look_up(wanted)
-    raise MachineError(
-        str(found.folder),
-        "features go as soon as they are computed",
-        "a cache folder that nobody clears meanwhile was expected",
-        "Train again",
-    )
-
-
 def _compute(
-    wanted: Wanted,
-    lacking: NDArray[np.int64],
-    folder: Path,
+    wanted: Sequence[Wanted],
+    lacking: Sequence[NDArray[np.int64]],
+    folders: Sequence[Path],
     workers: int,
     device: torch.device,
     on_progress: Progress | None,
 ) -> None:
-    """Compute the pairs of image and view in `lacking` (n, 2) and write them as shards."""
-    images, places = lacking.T
-    numbers = np.asarray(wanted.numbers)[places]
-    boundary = wanted.boundary
+    """Compute the pairs (n, 2) of image and place of a view's number that lack of each."""
+    [forward] = {one.boundary.forward for one in wanted}
+    views = JoinedViews([one.views for one in wanted])
     # On a CPU each worker takes its images through the network too, and sends on what is small.
     in_workers = device.type == "cpu"
     batches = load_views(
-        wanted.views,
-        key_batches(np.stack([numbers, images], axis=1), BATCH),
+        views,
+        chain.from_iterable(map(_batches, wanted, lacking, views.starts)),
         workers,
         device,
-        transform=boundary.forward if in_workers else None,
+        transform=forward if in_workers else None,
     )
-    shard = np.empty(min(len(lacking), max(1, SHARD // wanted.record.itemsize)), wanted.record)
-    keys, done, held = wanted.keys[places, images], 0, 0
+    done, total = 0, sum(map(len, lacking))
+    for one, pairs, folder in zip(wanted, lacking, folders, strict=True):
+        images, places = pairs.T
+        keys = one.keys[places, images]
+        with _shards(folder, one.record, len(pairs)) as add:
+            for start in range(0, len(pairs), BATCH):
+                outputs, _ = next(batches)
+                rows = outputs.numpy() if in_workers else forward(outputs.numpy())
+                add(keys[start : start + BATCH], rows)
+                done += len(rows)
+                if on_progress:
+                    on_progress(done, total)
+
+
+def _batches(wanted: Wanted, lacking: NDArray[np.int64], start: int) -> Iterator[list[Key]]:
+    """The keys of what lacks, where the images are counted from `start` on."""
+    images, places = lacking.T
+    numbers = np.asarray(wanted.numbers)[places]
+    return key_batches(np.stack([numbers, images + start], axis=1), BATCH)
+
+
+@contextmanager
+def _shards(
+    folder: Path, record: np.dtype[np.void], count: int
+) -> Iterator[Callable[[Keys, NDArray[np.float32]], None]]:
+    """Yield a function that adds rows (n, …) with their keys (n,), of which `count` will come.
+
+    A shard is written when it is full, and at the end of the block, whatever ended it.
+    """
+    shard, held = np.empty(min(count, max(1, SHARD // record.itemsize)), record), 0
+
+    def add(keys: Keys, rows: NDArray[np.float32]) -> None:
+        nonlocal held
+        for key, row in zip(keys, rows, strict=True):
+            shard[held] = key, row
+            held += 1
+            if held == len(shard):
+                write_shard(folder, shard)
+                held = 0
+
     try:
-        for outputs, _ in batches:
-            rows = outputs.numpy() if in_workers else boundary.forward(outputs.numpy())
-            for row in rows:
-                shard[held] = keys[done], row
-                done, held = done + 1, held + 1
-                if held == len(shard):
-                    write_shard(folder, shard)
-                    held = 0
-            if on_progress:
-                on_progress(done, len(lacking))
+        yield add
     finally:
         if held:
             write_shard(folder, shard[:held])
