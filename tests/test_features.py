@@ -1,6 +1,7 @@
 """The cache of frozen activations: what it computes, finds again, loses and never loses."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,17 +14,19 @@ import pytest
 import torch
 from torch import nn
 
+from mnet_cli import machine
 from mnet_cli.data import loaders
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.check import check_images
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, UsageError
-from mnet_cli.features import extract
+from mnet_cli.features import extract, store
 from mnet_cli.features.boundary import find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
 from mnet_cli.features.extract import Wanted, cached_features
 from mnet_cli.features.store import open_rows, record_type, write_shard
+from mnet_cli.machine import allow_open_files
 from mnet_cli.models.registry import build_model
 
 CPU = torch.device("cpu")
@@ -84,7 +87,7 @@ def test_a_second_time_nothing_is_computed_and_nothing_differs(files):
 def test_feature_maps_are_kept_in_half_precision_unless_they_must_be_exact(files):
     where = boundary(stages=5)
     halves, exact = features(files, where), features(files, where.exact())
-    assert halves.rows.shards[0]["row"].dtype == np.float16
+    assert halves.rows.shard(0)["row"].dtype == np.float16
     for half, whole in zip(everything(halves), everything(exact), strict=True):
         assert half.dtype == whole.dtype == np.float32
         assert half.shape[1:] == where.shape
@@ -154,6 +157,10 @@ def test_an_image_that_is_another_one_by_now_is_refused_and_not_kept(files):
     assert features(files, passes=[1]).fresh > 0
 
 
+def shard_names(found):
+    return sorted(path.name for path in found.folder.glob("*.npy"))
+
+
 def shard_of(found):
     [path] = found.folder.glob("*.npy")
     return path
@@ -218,9 +225,90 @@ def test_many_small_shards_keep_no_files_open(files):
     for count in range(2, 14):
         features(files[:count], where, passes=[1])
     found = features(files[:13], where, passes=[1])
-    assert len(found.rows.shards) == 12
+    assert len(shard_names(found)) == 12
     open_files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
     assert not [path for path in open_files if path.suffix == ".npy"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from mnet_cli.features import store
+
+folder, hard = Path(sys.argv[1]), int(sys.argv[2]) or resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+store.MAPPED = 1
+record = store.record_type((4,), "float32")
+for number in range(310):
+    shard = np.zeros(2, record)
+    shard["key"] = np.frombuffer(np.arange(16 * number, 16 * number + 16, dtype="<u4"), "V32")
+    shard["row"] = number
+    store.write_shard(folder, shard)
+rows = store.open_rows(folder, record)
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= hard
+order = np.random.default_rng(0).permutation(620)
+for some in (order[:310], order[310:], order):
+    numbers = [int.from_bytes(rows.keys[at].tobytes()[:4], "little") // 16 for at in some]
+    assert rows.take(some)[:, 0].tolist() == numbers
+left = [Path("/dev/null").open() for _ in range(90)]  # what else has to be open
+open_shards = sum(path.resolve().suffix == ".npy" for path in Path("/dev/fd").iterdir())
+print(open_shards)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="open files are not listed here")
+@pytest.mark.parametrize("hard", [0, 256])
+def test_more_shards_than_files_may_be_open_are_read(hard, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), str(hard)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 310 if not hard else 100 < int(done.stdout) < 256
+
+
+def test_a_shard_that_was_closed_and_has_gone_is_the_machines_fault(files, monkeypatch):
+    where = boundary()
+    monkeypatch.setattr(extract, "SHARD", 1)
+    monkeypatch.setattr(store, "MAPPED", 1)
+    monkeypatch.setattr(store, "allow_open_files", lambda count: 3)
+    found = features(files, where, passes=[1])
+    assert np.array_equal(everything(found)[0], everything(features(files, where, passes=[1]))[0])
+    clear_cache()
+    with pytest.raises(MachineError, match=r"\.npy: cannot be opened again \(No such file"):
+        everything(found)
+
+
+def test_the_limit_on_open_files_is_raised_only_as_needed(monkeypatch):
+    limits, refuses = [256, 1000], False
+
+    def set_limits(kind, wanted):
+        if refuses:
+            raise ValueError("not allowed to raise maximum limit")
+        limits[:] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    monkeypatch.setattr(machine, "_open_files", lambda: 20)
+    assert allow_open_files(136) == 136
+    assert limits == [256, 1000]
+    assert allow_open_files(200) == 200
+    assert limits == [320, 1000]
+    assert allow_open_files(100) == 100
+    assert limits == [320, 1000]
+    assert allow_open_files(2000) == 880
+    assert limits == [1000, 1000]
+    limits[:], refuses = [256, resource.RLIM_INFINITY], True
+    assert allow_open_files(200) == 136
+    limits[:] = [110, 110]
+    assert allow_open_files(200) == 1
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    assert allow_open_files(200) == 200
+
+
+def test_without_limits_as_on_windows_everything_may_be_open(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert allow_open_files(5000) == 5000
 
 
 def test_clearing_while_it_is_computed_costs_only_time(files, monkeypatch):
@@ -261,10 +349,6 @@ def test_stores_that_were_used_longest_ago_make_room_for_new_ones(files, monkeyp
     assert second.folder.exists()
     # What was read goes on being there.
     assert all(map(np.array_equal, everything(first), expected))
-
-
-def shard_names(found):
-    return sorted(path.name for path in found.folder.glob("*.npy"))
 
 
 def test_one_pool_of_workers_computes_all_that_is_wanted(files, monkeypatch):

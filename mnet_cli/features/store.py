@@ -7,10 +7,11 @@ its records. Shards appear whole, and several processes may add some at the same
 
 import errno
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.atomic import atomic_write
 from mnet_cli.errors import MachineError
-from mnet_cli.machine import cores
+from mnet_cli.machine import SPARE_FILES, allow_open_files, cores
 
 FORMAT = 1
 KEY = np.dtype("V32")
@@ -53,14 +54,16 @@ class Rows:
     """The rows of a store.
 
     Attributes:
-        shards: The records of each shard, in memory or in files that are mapped into it.
+        shard: Gives the records of a shard by its number, in memory or in a file that is mapped.
         keys: The keys of all rows, sorted.
         places: For each key its shard and its record there (N, 2).
+        shape: Of a row.
     """
 
-    shards: Sequence[Records]
+    shard: Callable[[int], Records]
     keys: Keys
     places: NDArray[np.int64]
+    shape: tuple[int, ...]
 
     def find(self, wanted: Keys) -> NDArray[np.int64]:
         """Return the index of each wanted key (N,), or -1 where there is no such row."""
@@ -70,32 +73,70 @@ class Rows:
         return np.where(self.keys[index] == wanted, index, -1)
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the rows at `indices`, in that order."""
-        rows = [
-            self.shards[shard][record]["row"] for shard, record in self.places[indices].tolist()
-        ]
-        return np.stack(rows).astype(np.float32, copy=False)
+        """Return the rows at `indices`, in that order.
+
+        Raises:
+            MachineError: A shard had to be closed, so that others could be opened, and cannot be
+                opened again.
+        """
+        shard, rows = self.shard, np.empty((len(indices), *self.shape), np.float32)
+        try:
+            for place, (number, record) in enumerate(self.places[indices].tolist()):
+                rows[place] = shard(number)["row"][record]  # a view would keep the file open
+        except (OSError, ValueError) as error:
+            raise MachineError(
+                str(getattr(error, "filename", None) or "the cache"),
+                f"cannot be opened again ({getattr(error, 'strerror', None) or error})",
+                "a cache that nobody clears meanwhile was expected",
+                "Go on with --resume; with a higher ulimit -n all of the cache stays open",
+            ) from error
+        return rows
 
 
 def open_rows(folder: Path, records: np.dtype[np.void]) -> Rows:
     """Check the shards of `folder` and map them into memory; damaged ones are removed.
 
+    Where the system permits too few open files for all of them, the shard that was used longest
+    ago is closed to open another.
+
     Raises:
         MachineError: The disk refuses, or too many files are open.
     """
     paths = sorted(folder.glob("*.npy"))
-    with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(lambda path: _open_shard(path, records), paths)
-        return _index([shard for shard in found if shard is not None])
+    large = sum(map(_is_large, paths))
+    room = allow_open_files(large)
+
+    @lru_cache(room if room < large else None)
+    def shard(number: int) -> Records:
+        return _map_shard(paths[number])
+
+    with ThreadPoolExecutor(min(cores(), SPARE_FILES)) as pool:
+        keys = pool.map(partial(_checked_keys, shard, records), range(len(paths)), paths)
+        return _index(shard, list(keys), records["row"].shape)
 
 
-def _open_shard(path: Path, records: np.dtype[np.void]) -> Records | None:
-    """The records of a shard; None if it cannot be read, or is removed as not what it was."""
+def _is_large(path: Path) -> bool:
+    """Whether a shard is to be mapped, which keeps a file open, rather than read."""
+    with suppress(OSError):
+        return path.stat().st_size >= MAPPED
+    return False
+
+
+def _map_shard(path: Path) -> Records:
+    """The records of a shard, from a file that may be damaged."""
+    shard: Records = np.lib.format.open_memmap(path, mode="r")
+    # As a plain array: indexing a memmap costs ten times as much.
+    return np.asarray(shard) if shard.nbytes >= MAPPED else np.array(shard)
+
+
+def _checked_keys(
+    shard: Callable[[int], Records], records: np.dtype[np.void], number: int, path: Path
+) -> Keys:
+    """The keys of a shard; none if it cannot be read, or is removed as not what it was."""
     try:
-        shard: Records = np.lib.format.open_memmap(path, mode="r")
-        if shard.dtype == records and shard.ndim == 1 and _name(shard) == path.stem:
-            # As a plain array: indexing a memmap costs ten times as much.
-            return np.asarray(shard) if shard.nbytes >= MAPPED else np.array(shard)
+        content = shard(number)
+        if content.dtype == records and content.ndim == 1 and _name(content) == path.stem:
+            return content["key"].copy()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise MachineError(
@@ -104,21 +145,22 @@ def _open_shard(path: Path, records: np.dtype[np.void]) -> Records | None:
                 "room for more open files and mappings was expected",
                 "Raise ulimit -n, or mnet cache clear",
             ) from error
-        return None
+        return np.empty(0, KEY)
     except Exception:
         pass  # numpy meets a damaged header with a dozen kinds of error; all mean the same here
     with suppress(OSError):
         path.unlink()
-    return None
+    return np.empty(0, KEY)
 
 
-def _index(shards: Sequence[Records]) -> Rows:
-    keys = np.concatenate([np.empty(0, KEY), *(shard["key"] for shard in shards)])
-    sizes = [len(shard) for shard in shards]
-    shard_of = np.repeat(np.arange(len(shards)), sizes)
+def _index(shard: Callable[[int], Records], keys: Sequence[Keys], shape: tuple[int, ...]) -> Rows:
+    """Put the rows of all shards, whose keys are given, in the order of their keys."""
+    sizes = [len(some) for some in keys]
+    shard_of = np.repeat(np.arange(len(keys)), sizes)
     record_of = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])
-    order = np.argsort(keys, kind="stable")
-    return Rows(shards, keys[order], np.stack([shard_of, record_of], axis=1)[order])
+    joined = np.concatenate([np.empty(0, KEY), *keys])
+    order = np.argsort(joined, kind="stable")
+    return Rows(shard, joined[order], np.stack([shard_of, record_of], axis=1)[order], shape)
 
 
 def write_shard(folder: Path, records: Records) -> None:
