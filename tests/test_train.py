@@ -2,13 +2,16 @@ import csv
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from mnet_cli import machine
 from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.errors import DataError, MachineError, RecipeError, RefusedError, UsageError
 from mnet_cli.evaluate import evaluate
+from mnet_cli.features import extract, store
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
 from mnet_cli.runtimes import open_classifier
@@ -390,6 +393,25 @@ def test_without_room_for_a_cache_auto_trains_without_and_a_number_is_refused(
     assert "without the cache: " in notes[0]
     with pytest.raises(MachineError):
         trained(tiny_recipe, *recipe, "data.cached_views=2")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="open files are not listed here")
+def test_more_shards_than_the_soft_limit_on_open_files_are_used(tiny_recipe, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(extract, "SHARD", 1)
+    monkeypatch.setattr(store, "MAPPED", 1)
+    monkeypatch.setattr(machine, "SPARE_FILES", 30)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = sum(1 for _ in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 40, before[1]))
+    try:
+        recipe = ("model.freeze=features", "data.image_size=32", "data.cached_views=1")
+        _, result = trained(tiny_recipe, *FROZEN, *recipe)
+        assert result.caches[0].fresh == 24 + 12
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > opened + 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_cap_that_is_no_number_is_refused_before_a_run_directory_is_made(
