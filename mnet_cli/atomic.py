@@ -1,5 +1,6 @@
 """The one way in which mnet writes files: whole under the final name, or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mnet_cli.errors import MachineError
+
+NO_FOLDER_SYNC = (  # what opening or syncing a folder gives where that is not supported
+    errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
+    errno.EACCES, errno.EPERM, errno.EISDIR,
+)  # fmt: skip
 
 
 @contextmanager
@@ -157,14 +163,18 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable (POSIX; other systems cannot open folders)."""
+    """Make a rename in `folder` durable, where system and file system can sync folders."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def _not_writable(path: Path, error: OSError) -> MachineError:

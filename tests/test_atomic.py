@@ -1,4 +1,6 @@
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,53 @@ def test_refusing_disk_is_the_machines_fault(tmp_path, monkeypatch):
         file.write("new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def refuse_folders(monkeypatch, call, code):
+    """Let a call of `os` fail as a file system does which lacks it for folders."""
+    real = getattr(os, call)
+
+    def refuse(file, *others):
+        opened = isinstance(file, int)
+        if stat.S_ISDIR(os.fstat(file).st_mode) if opened else Path(file).is_dir():
+            raise OSError(code, os.strerror(code))
+        return real(file, *others)
+
+    monkeypatch.setattr(os, call, refuse)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX alone")
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("fsync", errno.EINVAL),  # Linux: SMB before 4.17
+        ("fsync", errno.ENOTSUP),
+        ("fsync", errno.ENOSYS),
+        ("fsync", errno.EBADF),  # NetBSD
+        ("open", errno.EACCES),  # a folder that may be written but not listed
+        ("open", errno.EPERM),
+    ],
+)
+def test_a_file_system_that_cannot_sync_folders_is_written_to(call, code, tmp_path, monkeypatch):
+    refuse_folders(monkeypatch, call, code)
+    with atomic_write(tmp_path / "a.txt", "w") as file:
+        file.write("new")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "b").touch()
+    settle(tmp_path / "scratch", tmp_path / "folder")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "folder" / "b").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX alone")
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_to_sync_a_folder_is_the_machines_fault(code, tmp_path, monkeypatch):
+    refuse_folders(monkeypatch, "fsync", code)
+    with (
+        pytest.raises(MachineError, match=os.strerror(code)),
+        atomic_write(tmp_path / "a.txt", "w") as file,
+    ):
+        file.write("new")
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path):
