@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,13 +15,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mnet_cli.atomic import atomic_write
-from mnet_cli.errors import DataError, MachineError, UsageError, WeightsError
+from mnet_cli.errors import DataError, MachineError, MnetError, UsageError, WeightsError
 from mnet_cli.text import printable
 
 LATEST = "latest"
+TEXT_FOR_LINK = re.compile(r"run: ([^\0]+)\n")  # what it holds where links fail
+LONGEST = 5000  # characters of it that are read
 CLASS_INDICES = "class_indices.json"
 DATA = "data.json"  # where the run's data set is
-LOCK = ".lock"  # held by the process that trains; it says which
+LOCK = ".lock"  # held by the process that trains, and never read: Windows would not permit it
+OWNER = ".owner"  # which process that is
 
 
 def create_run(root: Path, name: str) -> Path:
@@ -54,7 +58,7 @@ def claim_run(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A process that was killed at its very start may have left its lock.
-        empty = all(path.name == LOCK for path in folder.iterdir())
+        empty = all(path.name in (LOCK, OWNER) for path in folder.iterdir())
     except OSError as error:
         raise _not_writable(folder, error) from error
     if not empty:
@@ -70,49 +74,97 @@ def own_run(folder: Path) -> FileLock:
     Raises:
         MachineError: Another process owns it, or the folder cannot be written.
     """
-    path = folder / LOCK
-    lock = FileLock(path, timeout=0)
+    lock, owner = FileLock(folder / LOCK, timeout=0), folder / OWNER
     try:
         lock.acquire()
-        path.write_text(f"pid {os.getpid()} on host {platform.node()}", encoding="utf-8")
+        owner.write_text(f"pid {os.getpid()} on host {platform.node()}", encoding="utf-8")
     except Timeout as error:
-        owner = path.read_text(encoding="utf-8", errors="replace") or "another process"
         raise MachineError(
             str(folder),
-            f"in use by {owner}",
+            f"in use by {_owner(owner)}",
             "a run of one process was expected",
             "Wait for it, or name another directory with --out",
         ) from error
     except OSError as error:
+        lock.release()
         raise _not_writable(folder, error) from error
     return lock
 
 
-def disown_run(folder: Path, lock: FileLock) -> None:
-    """Give up a run directory that nothing was written to."""
-    lock.release()
-    (folder / LOCK).unlink(missing_ok=True)
+def _owner(path: Path) -> str:
+    """The process that owns a run, as far as it is known."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") or "another process"
+    except OSError:
+        return "another process"
 
 
-def point_latest(root: Path, folder: Path) -> None:
-    """Make `root/latest` lead to the run directory `folder`, by a relative link.
+def point_latest(root: Path, folder: Path) -> str:
+    """Make `root/latest` lead to the run directory `folder`, for commands that name no run.
 
-    Raises:
-        UsageError: Something that is no link stands there.
-        MachineError: The link cannot be made.
+    It is a relative link or, where links cannot be made, a text file with the relative path.
+    What stands there and is neither is left alone.
+
+    Returns:
+        Why it does not lead there, as a note; empty if it does.
     """
-    link = root / LATEST
-    new = root / f".{LATEST}.{os.getpid()}"
-    if link.exists() and not link.is_symlink():
-        raise UsageError(str(link), "in the way of the link to the newest run", "no such file")
+    link, fault = root / LATEST, ""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        new.symlink_to(os.path.relpath(folder.resolve(), root.resolve()), target_is_directory=True)
-        new.replace(link)
+        if os.path.lexists(link) and _target(link) is None:
+            fault = "not made by mnet, so it was left as it is"
+        else:
+            _point(link, _relative_path(root, folder))
+    except MnetError as error:
+        fault = error.found
     except OSError as error:
+        fault = f"cannot be made ({error.strerror or error})"
+    return f"{link}: {fault}. Name this run with --checkpoint {folder}" if fault else ""
+
+
+def _relative_path(root: Path, folder: Path) -> Path:
+    """The path of `folder` as seen from `root`; from another drive of Windows there is none."""
+    try:
+        return Path(os.path.relpath(folder.resolve(), root.resolve()))
+    except ValueError:
+        return folder.resolve()
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` a link to the folder `target`, or a text file that names it."""
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
         new.unlink(missing_ok=True)
-        raise _not_writable(link, error) from error
+        new.symlink_to(target, target_is_directory=True)
+        try:
+            new.replace(link)
+        except PermissionError:  # Windows replaces no link to a folder
+            link.unlink()
+            new.replace(link)
+    except (OSError, NotImplementedError):
+        new.unlink(missing_ok=True)
+        with atomic_write(link, "w", errors="surrogateescape") as file:
+            file.write(f"run: {target.as_posix()}\n")
+
+
+def _target(link: Path) -> Path | None:
+    """Where a link, or the text file in its place, leads; None if it is neither."""
+    try:
+        if link.is_symlink():
+            return link.readlink()
+        if not link.is_file():
+            return None
+        with link.open(encoding="utf-8", errors="surrogateescape") as file:
+            named = TEXT_FOR_LINK.fullmatch(file.read(LONGEST))
+    except OSError:
+        return None
+    return Path(named[1]) if named else None
+
+
+def follow_latest(path: Path) -> Path:
+    """The run directory that a `latest` in the form of a text file names; else the path itself."""
+    target = None if path.name != LATEST or path.is_symlink() else _target(path)
+    return _run_at(path.parent, target) if target else path
 
 
 def latest_run(root: Path = Path("runs")) -> Path:
@@ -121,17 +173,23 @@ def latest_run(root: Path = Path("runs")) -> Path:
     Raises:
         WeightsError: There is none.
     """
-    folder = root / LATEST
+    link = root / LATEST
+    target = _target(link)
+    folder = _run_at(root, target) if target else link.resolve()
     if not folder.is_dir():
         raise WeightsError(
-            str(folder),
+            str(link),
             "no run here",
             "a run directory of mnet train was expected",
             "Train first, or name one with --checkpoint",
         )
-    # A run beside the link keeps the short path that the user knows it by.
-    beside = folder.is_symlink() and len(folder.readlink().parts) == 1
-    return root / folder.readlink() if beside else folder.resolve()
+    return folder
+
+
+def _run_at(root: Path, target: Path) -> Path:
+    """A run directory; one beside the link keeps the short path that the user knows it by."""
+    folder = root / target
+    return folder if len(target.parts) == 1 else folder.resolve()
 
 
 def write_class_indices(folder: Path, class_names: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def test_train_prints_json_alone_on_stdout_and_epochs_on_stderr(work):
     assert "8/8" in errors
     assert "\x1b" not in errors
     assert sorted(path.name for path in (work / "runs" / "latest").iterdir()) == [
-        ".lock", "best.pt", "class_indices.json", "data.json", "last.pt", "metrics.csv",
+        ".lock", ".owner", "best.pt", "class_indices.json", "data.json", "last.pt", "metrics.csv",
         "recipe.yaml", "report.html", "split.csv", "summary.json",
     ]  # fmt: skip
 

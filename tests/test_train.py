@@ -51,7 +51,7 @@ def test_training_learns_colours_and_leaves_a_whole_run_directory(tiny_recipe):
     write_results(job, result)
     assert result.best.top1 > 0.9
     assert {path.name for path in job.run.iterdir()} == {
-        ".lock", "best.pt", "last.pt", "class_indices.json", "data.json", "metrics.csv",
+        ".lock", ".owner", "best.pt", "last.pt", "class_indices.json", "data.json", "metrics.csv",
         "recipe.yaml", "split.csv", "summary.json",
     }  # fmt: skip
     names = json.loads((job.run / "class_indices.json").read_text())

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -248,6 +249,31 @@ def test_a_manifest_that_is_none_is_refused(content, tiny_recipe, tmp_path):
     (tmp_path / "run" / "split.csv").write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match="no manifest of a run"):
         resume_job(load_recipe(tiny_recipe), many_images(3), CPU, tmp_path / "run")
+
+
+def test_without_links_a_run_starts_and_is_found_as_the_latest(
+    tiny_recipe, tmp_path, monkeypatch, capsys
+):
+    def refuse(self, target, target_is_directory=False):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    arguments = ["train", "-r", str(tiny_recipe), "--set", "train.epochs=1"]
+    assert mnet([*arguments, "--out", str(tmp_path / "mine")]) == 0
+    assert mnet(["eval", "--quiet"]) == 0
+    assert mnet(["eval", "--quiet", "--checkpoint", "runs/latest"]) == 0
+    capsys.readouterr()
+    assert mnet(["train", "--resume", "runs/latest"]) == 0
+    assert f"already complete: {tmp_path / 'mine'}" in capsys.readouterr().err
+
+
+def test_a_latest_of_others_is_left_alone_and_training_goes_on(tiny_recipe, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "latest").write_text("mine")
+    assert mnet(["train", "-r", str(tiny_recipe), "--set", "train.epochs=1"]) == 0
+    assert "note: runs/latest: not made by mnet" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "latest").read_text() == "mine"
+    assert (tmp_path / "runs" / "tiny" / "summary.json").exists()
 
 
 def test_a_run_has_one_owner(tiny_recipe, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnet_cli import console
+from mnet_cli.cli.options import run_behind
 from mnet_cli.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ ROUNDS = 50  # calls of each file that the table's milliseconds come from
 def export(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run directory or checkpoint.", show_default="runs/latest"),
+        typer.Argument(
+            help="A run directory or checkpoint.", show_default="runs/latest", callback=run_behind
+        ),
     ] = None,
     formats: Annotated[
         str,

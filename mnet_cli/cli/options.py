@@ -5,6 +5,14 @@ from typing import Annotated
 
 import typer
 
+
+def run_behind(path: Path | None) -> Path | None:
+    """Take the run that runs/latest names where it is a text file, not a link."""
+    from mnet_cli.run_directory import follow_latest
+
+    return path and follow_latest(path)
+
+
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
@@ -12,6 +20,7 @@ CheckpointOption = Annotated[
         "-c",
         help="A checkpoint, run directory or exported file.",
         show_default="runs/latest",
+        callback=run_behind,
     ),
 ]
 DeviceOption = Annotated[

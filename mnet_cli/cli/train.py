@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnet_cli import console
-from mnet_cli.cli.options import DeviceOption, OverrideOption
+from mnet_cli.cli.options import DeviceOption, OverrideOption, run_behind
 from mnet_cli.errors import RecipeError, UsageError, WeightsError
 from mnet_cli.text import listing
 
@@ -33,7 +33,8 @@ def train(
         typer.Option(help="The run directory, new or empty.", show_default="runs/RECIPE"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this directory.")
+        Path | None,
+        typer.Option(help="Go on with the run in this directory.", callback=run_behind),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -83,6 +84,8 @@ def train(
         console.note(f"resumed: {job.run} at step {job.kept.training['step']:,}")
     else:
         _show_account(job.account)
+    if job.note:
+        console.note(f"note: {job.note}")
 
     def on_phase(supply: "Supply") -> None:
         _show_stages(stage_table(job.model))

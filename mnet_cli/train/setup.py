@@ -19,7 +19,7 @@ from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.dataset import DataSet, open_dataset
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
-from mnet_cli.errors import DataError, MnetError, RecipeError, WeightsError
+from mnet_cli.errors import DataError, RecipeError, WeightsError
 from mnet_cli.features.cache import cache_cap
 from mnet_cli.machine import cores
 from mnet_cli.models.freeze import freeze, split_frozen
@@ -30,7 +30,6 @@ from mnet_cli.recipe import Recipe, dump_recipe, plain_values
 from mnet_cli.run_directory import (
     claim_run,
     create_run,
-    disown_run,
     own_run,
     point_latest,
     write_class_indices,
@@ -58,6 +57,7 @@ class Job:
         run: The run directory.
         lock: Held while the run is this process's own.
         kept: What an earlier process kept of this run; None for a new one.
+        note: What is not as usual with the run directory.
     """
 
     recipe: Recipe
@@ -70,6 +70,7 @@ class Job:
     run: Path
     lock: FileLock
     kept: Checkpoint | None = None
+    note: str = ""
 
     @property
     def workers(self) -> int:
@@ -198,8 +199,8 @@ def prepare_job(
     """
     model, model_args, preprocess, account = prepare_model(recipe, data.class_names, on_progress)
     _check_phases(recipe, model)
-    run, lock = prepare_run(recipe, data, out)
-    return Job(recipe, data, model, model_args, preprocess, account, device, run, lock)
+    run, lock, note = prepare_run(recipe, data, out)
+    return Job(recipe, data, model, model_args, preprocess, account, device, run, lock, note=note)
 
 
 def resume_job(
@@ -323,8 +324,13 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
         )
 
 
-def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> tuple[Path, FileLock]:
+def prepare_run(
+    recipe: Recipe, data: DataSet, out: Path | None = None
+) -> tuple[Path, FileLock, str]:
     """Make the run directory, own it, and write what is known before training.
+
+    Returns:
+        The run directory, its lock, and why `latest` does not lead to it; empty if it does.
 
     Raises:
         UsageError: `out` is not empty.
@@ -333,14 +339,9 @@ def prepare_run(recipe: Recipe, data: DataSet, out: Path | None = None) -> tuple
     root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
     run = claim_run(out) if out else create_run(root, name)
     lock = own_run(run)
-    try:
-        point_latest(root, run)
-    except MnetError:
-        disown_run(run, lock)
-        run.rmdir()
-        raise
+    note = point_latest(root, run)
     write_known(run, recipe, data)
-    return run, lock
+    return run, lock, note
 
 
 def write_known(run: Path, recipe: Recipe, data: DataSet) -> None:
