@@ -1,6 +1,7 @@
 """The cache of frozen activations: what it computes, finds again, loses and never loses."""
 
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 import platformdirs
 import pytest
 import torch
@@ -22,7 +24,7 @@ from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.features import extract, store
-from mnet_cli.features.boundary import find_boundary
+from mnet_cli.features.boundary import facts_of_machine, find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
 from mnet_cli.features.extract import Wanted, cached_features
 from mnet_cli.features.store import open_rows, record_type, write_shard
@@ -123,6 +125,32 @@ def test_whatever_changes_the_rows_makes_them_new(files, other):
     features(files)
     passes = other.get("passes", (1, 2))
     assert features(files, **other).fresh == len(passes) * len(files)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (platform, "machine", "another"),
+        (torch.backends.cpu, "get_cpu_capability", "ANOTHER"),
+        (PIL.features, "version", "0.0"),
+    ],
+)
+def test_another_processor_or_libjpeg_has_a_store_of_its_own(
+    owner, name, value, files, monkeypatch
+):
+    here = features(files, passes=[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lambda *what: value)
+        there = features(files, boundary(), passes=[1])
+    assert (here.fresh, there.fresh) == (len(files), len(files))
+    assert here.folder != there.folder
+    assert features(files, boundary(), passes=[1]).fresh == 0
+
+
+def test_a_gpu_is_part_of_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    assert facts_of_machine(torch.device("cuda", 1))["processor"][-1] == "a GPU, cuda:1"
+    assert len(facts_of_machine(CPU)["processor"]) == 2
 
 
 def test_what_was_computed_before_an_interruption_is_not_computed_again(files, monkeypatch):

@@ -1,12 +1,14 @@
 """The frozen boundary: what runs below it, and what its activations depend on."""
 
 import hashlib
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import PIL.features
 import torch
 from torch import nn
 
@@ -68,7 +70,19 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
             "title": title,
             # The graph holds architecture, boundary and weights, and nothing else.
             "sha256": hashlib.sha256(graph).hexdigest(),
-            "device": device.type,
-            "libraries": {name: version(name) for name in LIBRARIES},
+            **facts_of_machine(device),
         },
     )
+
+
+def facts_of_machine(device: torch.device) -> dict[str, Any]:
+    """What the last bits of activations on `device` depend on: processors and libraries."""
+    processor = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    if device.type == "cuda":
+        processor.append(torch.cuda.get_device_name(device))
+    libjpeg = PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")
+    return {
+        "device": device.type,
+        "processor": processor,
+        "libraries": {name: version(name) for name in LIBRARIES} | {"libjpeg": libjpeg},
+    }
