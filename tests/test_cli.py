@@ -310,7 +310,7 @@ def test_a_full_stdout_is_the_machines_fault():
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals_end_training_with_their_codes(work, name, code, tmp_path):
+def test_signals_end_training_with_their_codes_and_say_how_to_go_on(work, name, code, tmp_path):
     command = [MNET, "train", "--recipe", "tiny", "--set", "train.epochs=5000"]
     with subprocess.Popen(
         [*command, "--out", tmp_path / "run"], stderr=subprocess.PIPE, text=True
@@ -322,7 +322,12 @@ def test_signals_end_training_with_their_codes(work, name, code, tmp_path):
         rest = process.stderr.read()
         assert process.wait(30) == code
     assert "Traceback" not in rest
-    assert run(["eval", "--checkpoint", str(tmp_path / "run"), "--quiet"]) == 0
+    run_folder = tmp_path / "run"
+    assert rest.splitlines()[-1] == (
+        f"mnet: error: mnet: stopped by {name}. The state is in {run_folder / 'last.pt'}. "
+        f"Go on with: mnet train --resume {run_folder}"
+    )
+    assert run(["eval", "--checkpoint", str(run_folder), "--quiet"]) == 0
 
 
 def test_cache_is_listed_and_cleared(capsys):

@@ -513,6 +513,7 @@ def test_what_cannot_be_resumed_is_said(arguments, code, said, tmp_path, capsys)
         (signal.SIGTERM, 143, False),
         (signal.SIGTERM, 143, True),
         (signal.SIGINT, 130, True),
+        (signal.SIGHUP, 129, True),
     ],
 )
 def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_recipe, tmp_path):

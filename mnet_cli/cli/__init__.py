@@ -1,19 +1,18 @@
 """The command line: thin commands, and the one place where errors become exit codes."""
 
 import gc
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from typer.exceptions import Abort, TyperException
+from typer.exceptions import TyperException
 
 from mnet_cli import console
 from mnet_cli.cli.app import app
 from mnet_cli.errors import MachineError, MnetError, UsageError
-from mnet_cli.interrupts import Terminated, raise_terminated
+from mnet_cli.interrupts import StopSignal, die_on_signals, raise_on_signals
 
-INTERRUPTED, TERMINATED, BUG = 130, 143, 1
+BUG = 1
 
 
 def main() -> None:
@@ -21,13 +20,14 @@ def main() -> None:
     # Imports make hundreds of thousands of objects that stay. To search them for garbage again
     # and again takes half a second with torch, and as much once more at the exit.
     gc.set_threshold(100_000)
-    signal.signal(signal.SIGTERM, raise_terminated)
+    raise_on_signals()
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
     # No file name and no terminal's encoding may stop a command half-way.
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run(sys.argv[1:])
+    die_on_signals()
     gc.freeze()
     sys.exit(code)
 
@@ -41,12 +41,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error)
     except TyperException as error:
         return _fail(_usage_error(error))
-    except (KeyboardInterrupt, Abort):
-        console.note("mnet: interrupted")
-        return INTERRUPTED
-    except Terminated:
-        console.note("mnet: terminated")
-        return TERMINATED
+    except StopSignal as stop:
+        die_on_signals()
+        console.error(MnetError("mnet", f"stopped by {stop.number.name}", "", stop.next_step))
+        return stop.exit_code
     except OSError as error:
         return _fail(MachineError("mnet", error.strerror or str(error), "a healthy system"))
     except Exception as error:

@@ -1,6 +1,7 @@
 """The Typer application, its commands, and the options that every command has."""
 
 import inspect
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -18,6 +19,7 @@ from mnet_cli.cli.info import info
 from mnet_cli.cli.predict import predict
 from mnet_cli.cli.recipes import list_recipes, schema, show
 from mnet_cli.cli.train import train
+from mnet_cli.interrupts import StopSignal
 
 Command = Callable[..., None]
 
@@ -49,6 +51,8 @@ def with_shared_options(command: Command) -> Command:
             sys.stdout.flush()
         except BrokenPipeError:  # here, for Typer would make it an exit code of 1
             console.discard_output()
+        except KeyboardInterrupt as error:  # of which it would make one without a word
+            raise StopSignal(signal.SIGINT) from error
 
     own = inspect.signature(command)
     parameters = [

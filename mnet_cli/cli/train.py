@@ -1,7 +1,9 @@
 """`mnet train`."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +13,7 @@ import typer
 from mnet_cli import console
 from mnet_cli.cli.options import DeviceOption, OverrideOption, run_behind
 from mnet_cli.errors import RecipeError, UsageError, WeightsError
+from mnet_cli.interrupts import StopSignal
 from mnet_cli.text import listing
 
 if TYPE_CHECKING:
@@ -106,17 +109,34 @@ def train(
         for watch in watchers:
             watch(row)
 
-    with console.bar("features") as on_features, console.bar("training", unit="batch") as on_batch:
-        result = training.fit(
-            job,
-            on_features=on_features,
-            on_phase=on_phase,
-            on_batch=on_batch,
-            on_epoch=on_epoch,
-        )
-    _write_report(job, result, training.summarize(job, result))
-    summary = training.write_results(job, result)  # last: with it the run is complete
+    with _saying_how_to_resume(job.run):
+        with (
+            console.bar("features") as on_features,
+            console.bar("training", unit="batch") as on_batch,
+        ):
+            result = training.fit(
+                job,
+                on_features=on_features,
+                on_phase=on_phase,
+                on_batch=on_batch,
+                on_epoch=on_epoch,
+            )
+        _write_report(job, result, training.summarize(job, result))
+        summary = training.write_results(job, result)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+@contextmanager
+def _saying_how_to_resume(run: Path) -> Iterator[None]:
+    """Let a signal's message say how the run goes on, if it has a state to go on from."""
+    try:
+        yield
+    except StopSignal as stop:
+        state = run / "last.pt"
+        if state.exists():
+            command = f"mnet train --resume {shlex.quote(str(run))}"
+            stop.next_step = f"The state is in {state}. Go on with: {command}"
+        raise
 
 
 def _show_complete(run: Path) -> None:

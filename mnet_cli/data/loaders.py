@@ -19,6 +19,7 @@ from mnet_cli.data.augment import Augmentation, View, build_view
 from mnet_cli.data.images import Photograph, open_photograph
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError
+from mnet_cli.interrupts import available
 
 CPU = torch.device("cpu")
 Key = tuple[int, int]  # (pass, index): which view of which image
@@ -253,7 +254,8 @@ def _leave_signals(worker: int) -> None:
     A worker that is told to end does so without a word; torch would report another end in the
     middle of whatever the main process does.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in available("SIGINT", "SIGHUP"):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Errors of samples reach the main process as values; what is left is the thread that hands
     # over batches and finds the main process gone.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mnet_cli.checkpoint import save_checkpoint
 from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch, worker_death
 from mnet_cli.errors import MachineError, MnetError, RefusedError
-from mnet_cli.interrupts import Terminated, held
+from mnet_cli.interrupts import StopSignal, held
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase
 from mnet_cli.run_directory import write_csv
@@ -132,7 +132,7 @@ def train_phase(
     try:
         while not is_over(job, result, epochs):
             on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
-    except (KeyboardInterrupt, Terminated, MnetError, RuntimeError, MemoryError) as error:
+    except (KeyboardInterrupt, StopSignal, MnetError, RuntimeError, MemoryError) as error:
         fault = worker_death(error) or too_little_memory(error, job.recipe.data.batch_size)
         if fault is None and isinstance(error, RuntimeError):
             raise
