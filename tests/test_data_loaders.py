@@ -1,9 +1,12 @@
+import errno
+import os
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from mnet_cli.data import loaders
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.check import check_images
 from mnet_cli.data.images import read_image
@@ -15,7 +18,7 @@ from mnet_cli.data.loaders import (
     seed_of,
 )
 from mnet_cli.data.preprocess import Preprocess, eval_array
-from mnet_cli.errors import DataError
+from mnet_cli.errors import DataError, MachineError
 
 CPU = torch.device("cpu")
 SMALL = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)
@@ -86,6 +89,20 @@ def test_an_image_that_went_bad_is_the_same_error_for_any_number_of_workers(
     keys = EpochBatches(images.labels, 2, 0).keys(1)
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read"):
         list(load_views(images, keys, workers, CPU))
+
+
+def test_a_connection_that_is_closed_before_torch_has_seen_the_worker_die(photos, monkeypatch):
+    class Broken:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def __iter__(self):
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setattr(loaders, "DataLoader", Broken)
+    images = dataset(sorted((photos / "val").rglob("*.jpg")), Augmentation())
+    with pytest.raises(MachineError, match="a process that loads images died"):
+        list(load_views(images, [[(1, 0)]], 1, CPU))
 
 
 def test_a_view_depends_on_the_photograph_and_not_on_its_neighbours(photos):

@@ -219,7 +219,7 @@ def load_views(
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionResetError) as error:
         died = worker_death(error)
         if died is None:
             raise
@@ -227,8 +227,13 @@ def load_views(
 
 
 def worker_death(error: BaseException) -> MachineError | None:
-    """The machine's fault behind an error that torch raises, anywhere, when a worker has died."""
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+    """The machine's fault behind an error that torch raises, anywhere, when a worker has died.
+
+    The connection over which a worker hands its tensors over may be found closed before torch
+    has seen the worker die.
+    """
+    said_so = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    if not said_so and not isinstance(error, ConnectionResetError):
         return None
     return MachineError(
         "data.workers",
