@@ -1,15 +1,16 @@
 """The only room that prints: results on stdout, everything else on stderr."""
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from mnet_cli.errors import MnetError
+from mnet_cli.errors import MachineError, MnetError
 from mnet_cli.text import printable, readable
 
 if TYPE_CHECKING:
@@ -21,32 +22,54 @@ UNLIMITED = 1_000_000  # columns, to find out how wide a table is
 
 @dataclass
 class Settings:
-    """What the options that every command has ask for."""
+    """How the command that runs prints.
+
+    Attributes:
+        json: Print the result as JSON.
+        quiet: Print results and errors only.
+        traceback: Show the Python traceback of an error.
+        needs_reader: A closed stdout is an error, as it is in training.
+    """
 
     json: bool = False
     quiet: bool = False
     traceback: bool = False
+    needs_reader: bool = False
 
 
 settings = Settings()
 
 
-def line(text: object = "") -> None:
+class OutputClosedError(MachineError):
+    """The reader of stdout has left, as in `mnet … | head`, and the command does not need it."""
+
+
+def line(content: object = "") -> None:
     """Print one line of a result."""
-    sys.stdout.write(printable(str(text)) + "\n")
+    text(printable(str(content)) + "\n")
 
 
 def text(content: str) -> None:
-    """Print text of several lines, which mnet made itself, as a result."""
-    sys.stdout.write(content)
+    """Print text of several lines, which mnet made itself, as a result.
+
+    Raises:
+        OutputClosedError: Nobody reads it any more.
+        MachineError: It cannot be written.
+    """
+    with _written(sys.stdout):
+        sys.stdout.write(content)
 
 
-def note(text: object) -> None:
+def flush() -> None:
+    """Write what is still in the buffer of stdout; raises as `text` does."""
+    with _written(sys.stdout):
+        sys.stdout.flush()
+
+
+def note(content: object) -> None:
     """Print one line of news on stderr, unless `--quiet`."""
-    if settings.quiet:
-        return
-    with _above_bars():
-        sys.stderr.write(printable(str(text)) + "\n")
+    if not settings.quiet:
+        _write_news(printable(str(content)) + "\n")
 
 
 def notes(texts: Sequence[str]) -> None:
@@ -59,27 +82,33 @@ def notes(texts: Sequence[str]) -> None:
 
 def error(problem: MnetError) -> None:
     """Print an error: its details, then the one line that says it all."""
-    for detail in problem.details:
-        sys.stderr.write(printable(detail) + "\n")
-    sys.stderr.write(f"mnet: error: {printable(str(problem))}\n")
+    lines = [*problem.details, f"mnet: error: {problem}"]
+    with suppress(MachineError), _written(sys.stderr):  # if closed, the exit code must do
+        sys.stderr.write("".join(printable(one) + "\n" for one in lines))
 
 
 def document(content: Any) -> None:
     """Print one JSON document as a result."""
-    sys.stdout.write(json.dumps(content, indent=2, default=_plain_value) + "\n")
+    text(json.dumps(content, indent=2, default=_plain_value) + "\n")
 
 
 def json_line(content: Any) -> None:
     """Print one JSON document on one line as a result."""
-    sys.stdout.write(json.dumps(content, default=_plain_value) + "\n")
+    text(json.dumps(content, default=_plain_value) + "\n")
 
 
 def show(content: Any, render: Callable[[], None]) -> None:
-    """Print a result: `content` as JSON if asked for, else whatever `render` prints."""
-    if settings.json:
-        document(content)
-    else:
-        render()
+    """Print a result: `content` as JSON if asked for, else whatever `render` prints.
+
+    Where the reader leaves before the end, the rest is dropped and the command goes on: what it
+    still checks decides on its exit code.
+    """
+    with suppress(OutputClosedError):
+        if settings.json:
+            document(content)
+        else:
+            render()
+        flush()
 
 
 def table(
@@ -103,9 +132,13 @@ def table(
 
     stream = sys.stderr if news else sys.stdout
     drawn = _draw(columns, rows, title)
-    width = None if stream.isatty() else _width(drawn)
-    with _above_bars():
-        Console(file=stream, width=width, highlight=False).print(drawn)
+    terminal = stream.isatty()
+    width = None if terminal else _width(drawn)
+    # Not straight to the stream: rich ends the process where a pipe is closed.
+    page = io.TextIOWrapper(io.BytesIO(), stream.encoding, errors="backslashreplace")
+    Console(file=page, width=width, force_terminal=terminal, highlight=False).print(drawn)
+    page.seek(0)
+    (_write_news if news else text)(page.read())
 
 
 def fits(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
@@ -187,9 +220,42 @@ def _above_bars() -> AbstractContextManager[None]:
     return tqdm.external_write_mode(file=sys.stderr)
 
 
-def discard_output() -> None:
-    """Send the rest of stdout nowhere: its reader has left, and that is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def lost_stream(stream: TextIO, error: OSError) -> MachineError:
+    """The error of a stream that cannot be written; what is still to come is dropped.
+
+    Args:
+        stream: stdout or stderr. That stderr has no reader any more is an error, unless it is the
+            same pipe as stdout (`mnet … 2>&1 | head`).
+        error: What writing to it raised.
+    """
+    closed = isinstance(error, BrokenPipeError)
+    shared = os.path.sameopenfile(stream.fileno(), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # Without this the interpreter would try once more at its exit, and leave with code 120.
+    for lost in (stream, sys.stdout) if shared else (stream,):
+        os.dup2(nowhere, lost.fileno())
+    os.close(nowhere)
+    kind = OutputClosedError if closed and shared and not settings.needs_reader else MachineError
+    advice = "Send it to a program that reads all of it" if closed else "Free some space"
+    return kind(
+        "stderr" if stream is sys.stderr else "stdout",
+        f"cannot be written ({error.strerror or error})",
+        next_step=f"{advice}, or write to another file",
+    )
+
+
+@contextmanager
+def _written(stream: TextIO) -> Iterator[None]:
+    """Every write to stdout and stderr goes through here, the bars' apart."""
+    try:
+        yield
+    except OSError as error:
+        raise lost_stream(stream, error) from error
+
+
+def _write_news(content: str) -> None:
+    with _above_bars(), suppress(OutputClosedError), _written(sys.stderr):
+        sys.stderr.write(content)
 
 
 def percent(share: float) -> str:

@@ -160,6 +160,17 @@ def test_a_run_that_was_stopped_after_an_epoch_and_again_while_resumed(tiny_reci
     assert final_state(out) == expected
 
 
+def test_an_error_of_the_system_leaves_a_checkpoint(tiny_recipe, tmp_path):
+    def fails(done, total):
+        if done == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # as a lost terminal does
+
+    job = begin(tiny_recipe, (), tmp_path / "run")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        fit(job, on_batch=fails)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 3
+
+
 @pytest.mark.parametrize("begins_with_room", [True, False])
 def test_a_resumed_phase_keeps_to_the_cache_or_to_none(
     begins_with_room, tiny_recipe, tmp_path, monkeypatch

@@ -1,9 +1,11 @@
 """The command line: thin commands, and the one place where errors become exit codes."""
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from typer.exceptions import TyperException
 
@@ -21,10 +23,14 @@ def main() -> None:
     # and again takes half a second with torch, and as much once more at the exit.
     gc.set_threshold(100_000)
     raise_on_signals()
-    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+    if sys.stderr is None:
         sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
+    if sys.stdout is None:
+        advice = f"Send it to {os.devnull} instead"
+        sys.exit(_fail(MachineError("stdout", "closed", next_step=advice)))
     # No file name and no terminal's encoding may stop a command half-way.
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    if sys.stdin is not None:
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run(sys.argv[1:])
     die_on_signals()
@@ -36,7 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every error is printed as one line."""
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="mnet", standalone_mode=False)
+        console.flush()
         return code if isinstance(code, int) else 0
+    except console.OutputClosedError:
+        return 0
     except MnetError as error:
         return _fail(error)
     except TyperException as error:
@@ -45,8 +54,12 @@ def run(arguments: Sequence[str]) -> int:
         die_on_signals()
         console.error(MnetError("mnet", f"stopped by {stop.number.name}", "", stop.next_step))
         return stop.exit_code
-    except OSError as error:
-        return _fail(MachineError("mnet", error.strerror or str(error), "a healthy system"))
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        return 0  # so Typer and rich, which print the help, answer a closed stdout
+    except OSError as error:  # a command's own are MnetErrors: this one is of printing the help
+        return _fail(console.lost_stream(sys.stdout, error))
     except Exception as error:
         console.error(
             MnetError(
@@ -68,7 +81,8 @@ def _fail(error: MnetError) -> int:
 
 def _show_traceback() -> None:
     if console.settings.traceback:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
 
 
 def _usage_error(error: TyperException) -> UsageError:

@@ -2,7 +2,6 @@
 
 import inspect
 import signal
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from mnet_cli.cli.info import info
 from mnet_cli.cli.predict import predict
 from mnet_cli.cli.recipes import list_recipes, schema, show
 from mnet_cli.cli.train import train
+from mnet_cli.errors import MachineError
 from mnet_cli.interrupts import StopSignal
 
 Command = Callable[..., None]
@@ -40,19 +40,26 @@ def shared_options(
 
 
 def with_shared_options(command: Command) -> Command:
-    """Give `command` the options of `shared_options` besides its own."""
+    """Give `command` the options of `shared_options` besides its own.
+
+    What Typer would turn into an exit code of its own becomes what `run` has an answer to.
+    """
     shared = inspect.signature(shared_options).parameters
 
     @wraps(command)
     def with_settings(**values: Any) -> None:
         shared_options(**{name: values.pop(name) for name in shared})
+        console.settings.needs_reader = command is train  # hours must not end as if all were well
         try:
             command(**values)
-            sys.stdout.flush()
-        except BrokenPipeError:  # here, for Typer would make it an exit code of 1
-            console.discard_output()
-        except KeyboardInterrupt as error:  # of which it would make one without a word
+        except KeyboardInterrupt as error:
             raise StopSignal(signal.SIGINT) from error
+        except OSError as error:
+            raise MachineError(
+                str(error.filename or "mnet"),
+                error.strerror or str(error),
+                next_step="See --traceback for the place",
+            ) from error
 
     own = inspect.signature(command)
     parameters = [

@@ -132,7 +132,9 @@ def train_phase(
     try:
         while not is_over(job, result, epochs):
             on_epoch(run_epoch(job, learner, supply, result, keep, on_batch))
-    except (KeyboardInterrupt, StopSignal, MnetError, RuntimeError, MemoryError) as error:
+    except (
+        KeyboardInterrupt, StopSignal, MnetError, OSError, RuntimeError, MemoryError,
+    ) as error:  # fmt: skip
         fault = worker_death(error) or too_little_memory(error, job.recipe.data.batch_size)
         if fault is None and isinstance(error, RuntimeError):
             raise
