@@ -1,6 +1,7 @@
 """`mnet train`."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def train(
     """Train the model that a recipe describes and keep the best checkpoint."""
     from mnet_cli.recipe import load_recipe
 
+    _refuse_launcher()
     root = None
     if resume and out:
         raise UsageError("--out", "given with --resume", "the run stays where it is")
@@ -124,6 +126,17 @@ def train(
         _write_report(job, result, training.summarize(job, result))
         summary = training.write_results(job, result)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+def _refuse_launcher() -> None:
+    """Refuse to be one of the processes that torchrun and others start for one training."""
+    processes = os.environ.get("WORLD_SIZE", "")
+    if processes.isdecimal() and int(processes) > 1:
+        raise UsageError(
+            f"WORLD_SIZE={processes}",
+            f"{processes} processes were started, and each would train a run of its own",
+            next_step="Start mnet train without torchrun, or unset WORLD_SIZE",
+        )
 
 
 @contextmanager
