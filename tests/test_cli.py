@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,35 @@ def test_predict_csv_has_a_column_a_class(work, capsys, photos):
     assert len(rows) == 4
     total = sum(float(rows[0][name]) for name in ("blue", "green", "red"))
     assert total == pytest.approx(1, abs=3e-6)  # three numbers of six digits
+
+
+def test_predict_csv_is_one_line_an_image_whatever_its_name(work, capsys, photos, tmp_path):
+    shutil.copy(photos / "val" / "red" / "0.jpg", tmp_path / "good\n\x1b[31m.jpg")
+    (tmp_path / "worse\r\x1b[0m.jpg").write_text("no image")
+    assert run(["predict", str(tmp_path), "--csv"]) == 3
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    _, good, worse = output.splitlines()
+    assert good.startswith(f"{tmp_path}/good\\n\\x1b[31m.jpg,red,")
+    assert worse.startswith(f'{tmp_path}/worse\\r\\x1b[0m.jpg,,,,,,"not an image')
+
+
+def test_predict_many_shows_the_best_classes_that_are_asked_for(work, capsys, photos, tmp_path):
+    folder = photos / "val" / "red"
+    assert run(["predict", str(folder), "--topk", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for number, line in enumerate(lines):
+        assert re.fullmatch(
+            rf"{folder}/{number}\.jpg  class: red        prob: [01]\.\d{{3}}"
+            r"  class: (blue |green)      prob: 0\.\d{3}",
+            line,
+        )
+    Image.new("RGB", (40, 40), "grey").save(tmp_path / "grey.png")
+    unsure = [str(tmp_path / "grey.png"), str(folder / "0.jpg"), "--reject", "1"]
+    assert run(["predict", *unsure, "--topk", "1"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.search(r"png  class: unknown    \(below 1\)  class: \w+ +prob: 0\.\d{3}$", line)
 
 
 def test_predict_rejects_what_it_does_not_know(work, capsys, tmp_path):

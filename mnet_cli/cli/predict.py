@@ -1,6 +1,7 @@
 """`mnet predict`."""
 
 import csv
+import io
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, UsageError
-from mnet_cli.text import readable
+from mnet_cli.text import printable
 
 if TYPE_CHECKING:
     from mnet_cli.predict import Prediction
@@ -70,7 +71,7 @@ def predict(
     elif console.settings.json:
         write = _json_writer(names, count, reject)
     else:
-        write = _line_writer(names, count, reject, one=one)
+        write = _line_writer(names, count if one or topk else 0, reject, one=one)
     failures = 0
     for answer in prediction.predict(
         classifier.classify,
@@ -102,16 +103,29 @@ def _arguments(paths: list[str]) -> Iterator[str]:
 
 
 def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool) -> Write:
-    """Classic lines, one a class for one image and one an image for many."""
+    """Classic lines, one a class for one image and one an image for many.
+
+    Args:
+        names: Of the classes.
+        count: Classes to show; 0 for nothing but the answer.
+        reject: The probability below which the answer is `unknown`.
+        one: There is one image.
+    """
+
+    def classes(answer: "Prediction") -> Iterator[str]:
+        if answer.answer(names, reject) != answer.ranked(names, 1)[0][0]:
+            yield f"class: {'unknown':10} (below {reject:g})"
+        for name, probability in answer.ranked(names, count):
+            yield f"class: {name:10} prob: {probability:.3f}"
 
     def write(answer: "Prediction") -> None:
         if answer.error:
             console.line(f"{answer.path}  error: {answer.error.found}")
         elif one:
-            if answer.answer(names, reject) != answer.ranked(names, 1)[0][0]:
-                console.line(f"class: {'unknown':10} (below {reject:g})")
-            for name, probability in answer.ranked(names, count):
-                console.line(f"class: {name:10} prob: {probability:.3f}")
+            for line in classes(answer):
+                console.line(line)
+        elif count:
+            console.line("  ".join([str(answer.path), *classes(answer)]))
         else:
             best = answer.ranked(names, 1)[0][1]
             console.line(
@@ -140,19 +154,25 @@ def _json_writer(names: tuple[str, ...], count: int, reject: float) -> Write:
 
 def _csv_writer(names: tuple[str, ...], reject: float) -> Write:
     """A header, then one row an image with the probability of every class."""
-    rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(["path", "class", "prob", *names, "error"])
+    shown = tuple(map(printable, names))
+    _csv_row("path", "class", "prob", *shown, "error")
 
     def write(answer: "Prediction") -> None:
-        path = readable(str(answer.path))
+        path = printable(str(answer.path))
         if answer.error:
-            rows.writerow([path, "", "", *("" for _ in names), answer.error.found])
+            _csv_row(path, "", "", *("" for _ in shown), printable(answer.error.found))
         else:
-            best = answer.ranked(names, 1)[0][1]
+            best = answer.ranked(shown, 1)[0][1]
             probabilities = (f"{probability:.6g}" for probability in answer.probabilities)
-            rows.writerow([path, answer.answer(names, reject), f"{best:.6g}", *probabilities, ""])
+            _csv_row(path, answer.answer(shown, reject), f"{best:.6g}", *probabilities, "")
 
     return write
+
+
+def _csv_row(*cells: str) -> None:
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow(cells)
+    console.text(row.getvalue())
 
 
 def _plot(
