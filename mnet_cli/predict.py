@@ -1,17 +1,20 @@
 """Class probabilities of unlabelled images, for any number of files in constant memory."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import glob, has_magic, iglob
+from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.data.inference import outputs_of
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.data.scan import IMAGE_EXTENSIONS, is_hidden
+from mnet_cli.data.scan import IMAGE_EXTENSIONS, file_identity, is_hidden, list_entries
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.machine import BATCH
 from mnet_cli.metrics import softmax
@@ -25,9 +28,9 @@ class Prediction:
     """The answer for one image.
 
     Attributes:
-        path: The image.
-        probabilities: (C,), sums to 1; empty where the image could not be read.
-        error: Why it could not be read; None if it could.
+        path: The image, or the entry of the list that gave none.
+        probabilities: (C,), sums to 1; empty where there is an error.
+        error: Why there is no answer; None if there is one.
     """
 
     path: Path
@@ -48,60 +51,105 @@ class Prediction:
 def predict(
     classify: Classify,
     preprocess: Preprocess,
-    paths: Iterable[Path],
+    images: Iterable[Path | DataError],
     *,
     batch_size: int = BATCH,
     fast_decode: bool = False,
 ) -> Iterator[Prediction]:
-    """Classify images in order; a file that is no image gives a prediction with its error.
+    """Classify images in order; what is no image gives a prediction with its error.
 
     Args:
         classify: Images (N, 3, S, S) to logits (N, C); called from several threads.
         preprocess: How an image becomes the model's input.
-        paths: The images, drawn from as needed.
+        images: As from `find_images`, drawn from as needed.
         batch_size: Images that a thread takes at a time.
         fast_decode: As in `outputs_of`.
     """
-    for path, output in outputs_of(
-        paths, preprocess, classify, batch_size, fast_decode=fast_decode
-    ):
-        if isinstance(output, DataError):
-            yield Prediction(path, np.empty(0), output)
-        else:
-            yield Prediction(path, softmax(output[None])[0])
+    for failed, group in groupby(images, key=lambda image: isinstance(image, DataError)):
+        if failed:
+            for error in cast(Iterator[DataError], group):
+                yield Prediction(Path(error.where), np.empty(0), error)
+            continue
+        paths = cast(Iterator[Path], group)
+        for path, output in outputs_of(
+            paths, preprocess, classify, batch_size, fast_decode=fast_decode
+        ):
+            if isinstance(output, DataError):
+                yield Prediction(path, np.empty(0), output)
+            else:
+                yield Prediction(path, softmax(output[None])[0])
 
 
-def find_images(patterns: Iterable[str]) -> Iterator[Path]:
+def refuse_unmatched(patterns: Iterable[str]) -> None:
+    """Check that each glob pattern matches something.
+
+    Raises:
+        UsageError: One matches nothing.
+    """
+    for pattern in patterns:
+        if _is_glob(pattern) and next(iglob(pattern, recursive=True), None) is None:  # noqa: PTH207
+            raise UsageError(pattern, "no file matches", "at least one was expected")
+
+
+def find_images(patterns: Iterable[str]) -> Iterator[Path | DataError]:
     """Turn files, folders and glob patterns into image paths, in the order given.
 
     A file is taken as it is; a folder gives the images below it, sorted.
 
-    Raises:
-        UsageError: A glob pattern matches nothing.
-        DataError: A folder holds no image.
+    Yields:
+        A path, or, in the place of a pattern without a match, a folder without images and a
+        folder that cannot be read, the error whose `where` names it.
     """
     for pattern in patterns:
-        if has_magic(pattern) and not os.path.lexists(pattern):
+        if "\0" in pattern:
+            yield DataError(pattern, "a NUL character, which no file name can have")
+            continue
+        if _is_glob(pattern):
             matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207  absolute too
             if not matches:
-                raise UsageError(pattern, "no file matches", "at least one was expected")
+                yield DataError(pattern, "no file matches")
         else:
             matches = [pattern]
-        for path in map(Path, matches):
+        for match in matches:
             # Unlike Path.is_dir, this takes a name that is too long for an answer of no.
-            if os.path.isdir(path):  # noqa: PTH112
-                yield from _images_below(path)
+            if os.path.isdir(match):  # noqa: PTH112
+                yield from _images_below(Path(match))
             else:
-                yield path
+                yield Path(match)
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def _is_glob(pattern: str) -> bool:
+    return has_magic(pattern) and not os.path.lexists(pattern)
+
+
+def _images_below(root: Path) -> Iterator[Path | DataError]:
+    """The images of a folder and its subfolders; links are followed as `scan_classes` does."""
     found = False
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not is_hidden(name):
+    visited = {file_identity(folder) for folder in root.resolve().parents}
+    real, linked = [root], deque[Path]()
+    while real or linked:
+        folder = real.pop() if real else linked.popleft()
+        try:
+            identity, entries = file_identity(folder), list_entries(folder)
+        except DataError as error:
+            found = True
+            yield DataError(str(folder), error.found)
+            continue
+        if identity in visited:
+            continue
+        visited.add(identity)
+        below = []
+        for entry in entries:
+            path = folder / entry.name
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                below.append(path)
+            elif os.path.isdir(path):  # noqa: PTH112  a link that leads nowhere is no folder
+                linked.append(path)
+            elif path.name.lower().endswith(IMAGE_EXTENSIONS):
                 found = True
-                yield Path(parent, name)
+                yield path
+        real += reversed(below)
     if not found:
-        raise DataError(str(folder), "no images in this folder", "JPEG, PNG, … were expected")
+        yield DataError(str(root), "no images in this folder")

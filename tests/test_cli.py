@@ -204,6 +204,38 @@ def test_predict_many_shows_the_best_classes_that_are_asked_for(work, capsys, ph
     assert re.search(r"png  class: unknown    \(below 1\)  class: \w+ +prob: 0\.\d{3}$", line)
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv", "--quiet"])
+def test_predict_gives_a_record_for_an_entry_that_has_no_image(
+    work, capsys, photos, tmp_path, monkeypatch, form
+):
+    good, empty, dead = str(photos / "val/red/0.jpg"), tmp_path / "empty", f"{tmp_path}/x*.jpg"
+    empty.mkdir()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good}\r\n{dead}\r\n{good}\r\n"))
+    assert run(["predict", good, str(empty), "-", form]) == 3
+    output = capsys.readouterr()
+    lines = output.out.splitlines()[form == "--csv" :]
+    entries = [good, str(empty), good, dead, good]
+    errors = ["", "no images in this folder", "", "no file matches", ""]
+    if form == "--json":
+        records = [json.loads(line) for line in lines]
+        assert [record["path"] for record in records] == entries
+        assert [record.get("error", "") for record in records] == errors
+    else:
+        for line, entry, error in zip(lines, entries, errors, strict=True):
+            assert line.startswith(entry)
+            assert line.endswith(error)
+            assert ("red" in line.removeprefix(entry)) == (error == "")
+    assert output.err.splitlines()[-1].startswith("mnet: error: predict: no prediction for 2 paths")
+
+
+def test_predict_refuses_a_pattern_without_a_match_before_it_prints(work, capsys, photos):
+    good = str(photos / "val" / "red" / "0.jpg")
+    assert run(["predict", good, good, good, "*.nothing"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "*.nothing: no file matches" in output.err
+
+
 def test_predict_rejects_what_it_does_not_know(work, capsys, tmp_path):
     Image.new("RGB", (40, 40), "grey").save(tmp_path / "grey.png")
     arguments = ["predict", str(tmp_path / "grey.png"), "--json", "--reject"]

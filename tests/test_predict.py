@@ -1,9 +1,13 @@
+import errno
+import os
+import shutil
+
 import numpy as np
 import pytest
 
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import DataError, UsageError
-from mnet_cli.predict import Prediction, find_images, predict
+from mnet_cli.errors import UsageError
+from mnet_cli.predict import Prediction, find_images, predict, refuse_unmatched
 
 NAMES = ("blue", "green", "red")
 PLAIN = Preprocess(32, 32, "bilinear", (0.0,) * 3, (1.0,) * 3, (255,) * 3)
@@ -42,8 +46,80 @@ def test_files_folders_and_globs_are_found(photos):
     assert len(list(find_images([str(photos / "val" / "*")]))) == 12
 
 
-def test_what_matches_nothing_is_an_error(tmp_path):
+def below(folder) -> list[str]:
+    return [str(found.relative_to(folder)) for found in find_images([str(folder)])]
+
+
+def test_linked_folders_are_followed_once(photos, tmp_path):
+    (tmp_path / "real").mkdir()
+    for name, target in {
+        "a": photos / "val",  # comes after what really lies here
+        "b": photos / "val" / "red",  # found under a
+        "c": tmp_path,  # up, and so a loop
+        "real/d": tmp_path / "real",
+        "e": tmp_path / "nowhere",
+        "f": "f",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "real" / "1.jpg").symlink_to(photos / "val" / "red" / "1.jpg")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "2.jpg").touch()
+    (tmp_path / "3.JPG").touch()
+    found = below(tmp_path)
+    assert found[:2] == ["3.JPG", "real/1.jpg"]
+    assert sorted(found[2:]) == sorted(
+        f"a/{name}/{number}.jpg" for name in ("blue", "green", "red") for number in range(4)
+    )
+
+
+def test_images_come_in_the_order_of_their_folders(tmp_path):
+    for name in ("b/y/2.jpg", "b/1.jpg", "a/3.jpg", "4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert below(tmp_path) == ["4.jpg", "a/3.jpg", "b/1.jpg", "b/y/2.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_gives_an_error_in_its_place(photos, tmp_path, monkeypatch):
+    shutil.copytree(photos / "val", tmp_path / "val")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("green"):  # chmod does not stop root
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = list(find_images([str(tmp_path / "val")]))
+    error = found.pop(4)
+    assert error.where == str(tmp_path / "val" / "green")
+    assert error.found == "cannot be read (Permission denied)"
+    assert found == [tmp_path / "val" / c / f"{n}.jpg" for c in ("blue", "red") for n in range(4)]
+
+
+def test_what_gives_no_image_gives_an_error_in_its_place(photos, tmp_path):
+    good, dead = str(photos / "val" / "red" / "0.jpg"), str(tmp_path / "*.jpg")
+    found = find_images([good, dead, str(tmp_path), "nul\0.jpg", good])
+    answers = list(predict(by_colour, PLAIN, found))
+    assert [str(answer.path) for answer in answers] == [
+        good, dead, str(tmp_path), "nul\0.jpg", good,
+    ]  # fmt: skip
+    assert [answer.error and answer.error.found for answer in answers] == [
+        None, "no file matches", "no images in this folder",
+        "a NUL character, which no file name can have", None,
+    ]  # fmt: skip
+
+
+def test_a_pattern_without_a_match_can_be_refused_at_once(photos, tmp_path):
+    refuse_unmatched([str(photos / "val" / "*"), str(tmp_path / "missing.jpg")])
     with pytest.raises(UsageError, match="no file matches"):
-        list(find_images([str(tmp_path / "*.jpg")]))
-    with pytest.raises(DataError, match="no images"):
-        list(find_images([str(tmp_path)]))
+        refuse_unmatched([str(photos / "val" / "*"), str(tmp_path / "*.jpg")])
+
+
+def test_paths_are_drawn_as_they_are_needed():
+    def endless():
+        while True:
+            yield "missing.jpg"
+            yield "missing*.jpg"
+
+    answers = predict(by_colour, PLAIN, find_images(endless()))
+    assert [next(answers).error is not None for _ in range(100)] == [True] * 100

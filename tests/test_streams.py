@@ -180,6 +180,7 @@ def test_what_is_left_in_a_buffer_does_not_change_the_exit_code(stream):
     ("closed", "command", "code", "said"),
     [
         ("<&-", "recipes list", 0, ""),
+        ("<&-", "predict -", 5, "mnet: error: -: stdin is closed. Pipe a list of paths in"),
         (">&-", "recipes list", 5, "mnet: error: stdout: closed. Send it to "),
     ],
 )

@@ -17,13 +17,14 @@ from mnet_cli.cli.options import (
     DeviceOption,
     FastDecodeOption,
 )
-from mnet_cli.errors import DataError, UsageError
+from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.text import printable
 
 if TYPE_CHECKING:
     from mnet_cli.predict import Prediction
 
 Write = Callable[["Prediction"], None]
+STDIN = "-"
 
 
 def predict(
@@ -58,6 +59,7 @@ def predict(
     from mnet_cli.run_directory import latest_run
     from mnet_cli.runtimes import open_classifier
 
+    prediction.refuse_unmatched(path for path in paths if path != STDIN)
     images = prediction.find_images(_arguments(paths))
     first = list(islice(images, 2))
     one = len(first) == 1
@@ -86,20 +88,23 @@ def predict(
             _plot(answer, plot, names, count, reject)
     if failures:
         raise DataError(
-            str(first[0]) if one else "predict",
-            f"{failures} image{'s' * (failures > 1)} could not be read",
-            "readable images were expected",
-            "The records above say why",
+            str(answer.path) if one else "predict",
+            f"no prediction for {failures} path{'s' * (failures > 1)}",
+            next_step="The records above say why",
         )
 
 
 def _arguments(paths: list[str]) -> Iterator[str]:
-    """The paths of the command line; `-` stands for the lines of stdin."""
+    """The paths of the command line; `-` stands for the lines of stdin, however they end."""
     for path in paths:
-        if path == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        else:
+        if path != STDIN:
             yield path
+        elif sys.stdin is None:
+            raise MachineError(
+                STDIN, "stdin is closed", next_step="Pipe a list of paths in, or name the images"
+            )
+        else:
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
 
 
 def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool) -> Write:

@@ -168,7 +168,7 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
 def _subfolders(root: Path) -> tuple[list[str], list[str]]:
     """Names of the folders directly in `root`, and notes on everything else there."""
     folders, notes = [], []
-    for entry in _entries(root):
+    for entry in list_entries(root):
         status, note = _examine(entry)
         if status and stat.S_ISDIR(status.st_mode):
             folders.append(entry.name)
@@ -187,26 +187,26 @@ def _walk(root: Path, class_names: list[str], ignored: list[str]) -> dict[str, l
     """
     images: dict[str, list[str]] = {name: [] for name in class_names}
     seen_files: dict[str, set[Identity]] = {name: set() for name in class_names}
-    visited = {_identity(folder) for folder in (root, *root.resolve().parents)}
+    visited = {file_identity(folder) for folder in (root, *root.resolve().parents)}
     real: deque[tuple[str, PurePosixPath]] = deque()
     linked: deque[tuple[str, PurePosixPath]] = deque()
     for name in class_names:
         (linked if (root / name).is_symlink() else real).append((name, PurePosixPath(name)))
     while real or linked:
         name, folder = (real or linked).popleft()
-        identity = _identity(root / folder)
+        identity = file_identity(root / folder)
         if identity in visited:
             ignored.append(
                 f"{printable(str(folder))}: a folder that was visited under another name"
             )
             continue
         visited.add(identity)
-        for entry in sorted(_entries(root / folder), key=lambda e: (e.is_symlink(), e.name)):
+        for entry in sorted(list_entries(root / folder), key=lambda e: (e.is_symlink(), e.name)):
             path = folder / entry.name
             status, note = _examine(entry)
             if status and stat.S_ISDIR(status.st_mode):
                 (linked if entry.is_symlink() else real).append((name, path))
-            elif status and (identity := _identity(root / path)) not in seen_files[name]:
+            elif status and (identity := file_identity(root / path)) not in seen_files[name]:
                 seen_files[name].add(identity)
                 images[name].append(str(path))
             else:
@@ -238,7 +238,7 @@ def _examine(entry: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:
     return status, ""
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
     """Entries of a folder sorted by name; a folder that cannot be listed is an error."""
     try:
         with os.scandir(folder) as listing:
@@ -305,7 +305,7 @@ def _refuse_empty_classes(root: Path, images: dict[str, list[str]], ignored: lis
     )
 
 
-def _identity(path: Path) -> Identity:
+def file_identity(path: Path) -> Identity:
     """What two names of one file or folder have in common."""
     try:
         status = path.stat()
