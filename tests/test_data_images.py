@@ -5,10 +5,17 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import ExifTags, Image
 
 from mnet_cli.data import images
-from mnet_cli.data.images import decode_image, open_photograph, read_image, times_smaller
+from mnet_cli.data.images import (
+    Photograph,
+    decode_image,
+    open_photograph,
+    read_image,
+    times_smaller,
+)
 from mnet_cli.errors import DataError
 
 
@@ -54,6 +61,11 @@ def test_palette_transparency_shows_the_background():
     image.putpalette([10, 20, 30] + [0] * 765)
     content = encoded(image, transparency=0)
     assert decode_image(content, "x", (1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (31, 15)), (6, (15, 0))])
@@ -140,6 +152,78 @@ def test_the_size_is_known_upright_before_anything_is_decoded(tmp_path, orientat
     assert photograph.size == ((40, 30) if orientation < 5 else (30, 40))
 
 
+def photo(width: int = 203, height: int = 150) -> Image.Image:
+    """A picture with edges and noise, whose JPEG has something in every block."""
+    noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
+    smooth = gradient(width, height).resize((width, height))
+    smooth.paste("orange", (20, 30, 90, 100))
+    return Image.fromarray((np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8))
+
+
+def adobe(image: Image.Image) -> bytes:
+    """A JPEG in CMYK with its colours transformed and inverted, as Photoshop writes it."""
+    values = np.asarray(image.convert("CMYK"))
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(values), colorspace="CMYK")
+
+
+JPEGS = {
+    **{f"4:{name} progressive={p}": encoded(photo(), "JPEG", subsampling=f"4:{name}", progressive=p)
+       for name in ("4:4", "2:2", "2:0") for p in (False, True)},
+    **{f"{name} by another encoder": simplejpeg.encode_jpeg(np.asarray(photo()), 80, "RGB", name)
+       for name in ("440", "411")},
+    **{f"quality {quality}": encoded(photo(), "JPEG", quality=quality) for quality in (5, 60, 100)},
+    **{f"size {size}": encoded(photo(*size), "JPEG") for size in ((97, 9), (16, 16), (33, 65))},
+    "restart markers": encoded(photo(), "JPEG", restart_marker_blocks=3),
+    "grey": encoded(photo().convert("L"), "JPEG"),
+    "RGB": encoded(photo(), "JPEG", keep_rgb=True),
+    "CMYK": encoded(photo().convert("CMYK"), "JPEG"),
+    "CMYK 4:2:0": encoded(photo().convert("CMYK"), "JPEG", subsampling=2),
+    "Adobe": adobe(photo()),
+    "odd revision": encoded(photo(), "JPEG").replace(b"JFIF\0\1", b"JFIF\0\5", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(kind, times):
+    whole = Image.open(io.BytesIO(JPEGS[kind]))
+    if times > 1:
+        whole.draft(None, (whole.width // times, whole.height // times))
+    found = Photograph(JPEGS[kind], "x").decode(times)
+    assert found.mode == "RGB"
+    assert np.array_equal(np.asarray(found), np.asarray(whole.convert("RGB")))
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_damage_in_the_middle_of_a_jpeg_is_a_fault_with_libjpegs_words(times):
+    content = bytearray(encoded(photo(), "JPEG"))
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    Image.open(io.BytesIO(content)).load()  # Pillow alone sees no fault
+    with pytest.raises(DataError, match=r"damaged image \(Corrupt JPEG data: .*"):
+        Photograph(bytes(content), "x").decode(times)
+
+
+def test_bytes_behind_a_jpegs_end_are_no_damage():
+    content = encoded(photo(), "JPEG")
+    assert decode_image(content + bytes(100), "x") == decode_image(content, "x")
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"IEND"])
+def test_a_wrong_checksum_of_a_png_is_a_fault(kind):
+    content = bytearray(encoded(photo()))
+    at = content.index(kind) - 4
+    checksum = at + 8 + int.from_bytes(content[at : at + 4], "big")
+    content[checksum] ^= 1
+    with pytest.raises(DataError, match="damaged image"):
+        decode_image(bytes(content), "x")
+
+
+def test_a_png_without_its_end_is_a_fault():
+    with pytest.raises(DataError, match="cut off before its IEND chunk"):
+        decode_image(encoded(photo())[:-12], "x")
+
+
 @pytest.mark.parametrize(("times", "size"), [(1, (401, 302)), (2, (201, 151)), (4, (101, 76))])
 def test_a_jpeg_is_decoded_smaller_on_request_and_a_png_is_not(tmp_path, times, size):
     for suffix, expected in (("jpg", size), ("png", (401, 302))):
@@ -168,11 +252,6 @@ def test_a_truncated_jpeg_is_refused_at_any_size(tmp_path):
 def test_a_png_bomb_is_refused_before_it_is_decoded():
     header = struct.pack(">IIBBBBB", 24_000, 24_000, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(24_000 * 3 + 1) * 400)  # decoding would fail for lack of rows
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
     with pytest.raises(DataError, match="at most 100,000,000 pixels"):
-        decode_image(png, "bomb.png")
+        decode_image(bomb, "bomb.png")

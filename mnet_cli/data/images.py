@@ -1,12 +1,16 @@
 """The one decoder: from a file to an upright RGB image, or a DataError that says why not."""
 
 import io
+import math
 import stat
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
+import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mnet_cli.errors import DataError
@@ -16,6 +20,14 @@ MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb
 SPARE = 2  # a JPEG decoded smaller keeps so many times the pixels that are needed
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
+
+RULES = 2  # raised with every change of which images are refused, or of what is said of them
+# What an image's fault, or that it has none, depends on besides its bytes.
+DECODER = f"rules {RULES}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+
+LAYOUTS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's names of a JPEG's modes
+DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")  # libjpeg's warnings of lost pixels
+PNG_SIGNATURE = 8  # bytes before the first chunk
 
 # Pillow warns below its limit and raises above twice that; ours is one limit and an error.
 Image.MAX_IMAGE_PIXELS = None
@@ -88,6 +100,8 @@ class Photograph:
             # Only a JPEG can be decoded smaller, so only there it pays to wait.
             self._shrinks = image.format in ("JPEG", "MPO")
             turned = self._shrinks and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            if image.format == "PNG":
+                _check_chunks(content)
             self._decoded = (1, None if self._shrinks else self._upright(image))
         except BROKEN as error:
             raise _damaged(content, where, error) from error
@@ -109,8 +123,8 @@ class Photograph:
         if pixels is None:
             try:
                 image: Image.Image = Image.open(io.BytesIO(self.content), formats=FORMATS)
-                if times > 1:  # libjpeg leaves out the finer frequencies of each block
-                    image.draft(None, (image.width // times, image.height // times))
+                if self._shrinks:
+                    image = _decode_jpeg(image, self.content, times)
                 pixels = self._upright(image)
             except BROKEN as error:
                 raise _damaged(self.content, self.where, error) from error
@@ -186,6 +200,57 @@ def describe(content: bytes, error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not an image in a supported format ({', '.join(FORMATS)})"
     return f"damaged image ({error})"
+
+
+def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
+    """Decode a JPEG with its sides `times` smaller, by leaving out finer frequencies.
+
+    Pillow keeps libjpeg's warnings to itself; simplejpeg raises them, and gives the same
+    pixels. Kinds of JPEG that it does not know are left to Pillow, and so are files that it
+    warns of for their headers alone.
+
+    Args:
+        image: The JPEG as Pillow opened it.
+        content: The same as bytes.
+        times: 1, 2 or 4.
+
+    Raises:
+        ValueError: Pixels are damaged or missing.
+    """
+    width, height = (math.ceil(side / times) for side in image.size)
+    room = np.empty((height, width, len(image.getbands())), np.uint8)
+    least = {"min_width": width, "min_height": height} if times > 1 else {}
+    try:
+        pixels = simplejpeg.decode_jpeg(content, LAYOUTS[image.mode], buffer=room, **least)
+    except ValueError as error:
+        if str(error).startswith(DAMAGE):
+            raise
+        if times > 1:
+            image.draft(None, (image.width // times, image.height // times))
+        return image
+    stored = image.tile[0].args[0]  # for CMYK, whether its values are inverted
+    decoded = Image.frombuffer(image.mode, (width, height), pixels, "raw", stored, 0, 1)
+    decoded.info = image.info  # the orientation is in it
+    return decoded
+
+
+def _check_chunks(content: bytes) -> None:
+    """Compare the checksums of a PNG's critical chunks; Pillow passes over those at the end.
+
+    Raises:
+        ValueError: A checksum is wrong, or the last chunk is missing.
+    """
+    start, kind = PNG_SIGNATURE, b""
+    while kind != b"IEND":
+        head = content[start : start + 8]
+        if len(head) < 8:
+            raise ValueError("cut off before its IEND chunk")
+        length, kind = struct.unpack(">I4s", head)
+        end = start + 8 + length
+        checksum = zlib.crc32(memoryview(content)[start + 4 : end])
+        if kind[:1].isupper() and content[end : end + 4] != checksum.to_bytes(4, "big"):
+            raise ValueError(f"wrong checksum of its {kind.decode('latin-1')} chunk")
+        start = end + 4
 
 
 def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) -> Image.Image:
