@@ -63,9 +63,31 @@ def test_palette_transparency_shows_the_background():
     assert decode_image(content, "x", (1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
 
 
+def png(kind: int, pixels: np.ndarray, clear: tuple[int, ...]) -> bytes:
+    """A PNG of 16 bits a channel in which one value is transparent."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    transparent = struct.pack(f">{len(clear)}H", *clear)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in (*chunks, (b"IEND", b"")))
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def test_transparent_sixteen_bit_grey_shows_the_background():
+    grey = np.asarray([[1000, 1001, 40_000]] * 2)
+    image = decode_image(png(0, grey, (1000,)), "x", (1, 2, 3))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(1, 2, 3), (4,) * 3, (156,) * 3]
+
+
+def test_transparent_sixteen_bit_colour_shows_the_background():
+    colours = np.asarray([[(0x1234, 0x5678, 0x9ABC), (0xFFFF, 0, 0)]] * 2)
+    image = decode_image(png(2, colours, (0x1234, 0x5678, 0x9ABC)), "x", (1, 2, 3))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(1, 2, 3), (255, 0, 0)]
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (31, 15)), (6, (15, 0))])

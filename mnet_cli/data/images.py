@@ -258,7 +258,10 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(where, "32-bit integer pixels", "8 or 16 bits a channel were expected")
+        opaque = values != image.info.get("transparency", -1)
         image = Image.fromarray((values / 257).round().astype(np.uint8))
+        if not opaque.all():
+            image.putalpha(Image.fromarray(opaque))
     if image.mode == "F":
         raise DataError(
             where,
@@ -266,6 +269,9 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
             "8 or 16 bits a channel were expected",
             "Rescale the image to 8 bits",
         )
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and clear and max(clear) > 255:  # of a PNG whose 16 bits are now 8
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
