@@ -6,11 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import PIL
 import platformdirs
 import pytest
+import simplejpeg
 from PIL import Image
 
-from mnet_cli.data import check
+from mnet_cli.data import check, images
 from mnet_cli.data.check import check_images, same_bytes
 
 
@@ -50,6 +52,33 @@ def test_changed_file_is_checked_again(files):
     assert 2 in check_images(files).faults
 
 
+def test_another_decoder_decides_anew(tmp_path, monkeypatch):
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (80, 80)).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "FORMATS", ("JPEG", "PNG"))
+        assert "not an image" in check_images([path]).faults[0]
+    assert 0 in check_images([path]).faults
+    monkeypatch.setattr(check, "DECODER", f"{check.DECODER}, later")
+    assert check_images([path]).faults == {}
+
+
+def test_the_decoder_is_known_by_the_versions_of_its_parts():
+    assert f"Pillow {PIL.__version__}" in images.DECODER
+    assert f"simplejpeg {simplejpeg.__version__}" in images.DECODER
+    assert f"rules {images.RULES}" in images.DECODER
+
+
+def test_the_memory_of_an_earlier_version_is_passed_over(files):
+    path = platformdirs.user_cache_path("mnet", ensure_exists=True) / "checked-images.sqlite"
+    with closing(sqlite3.connect(path)) as memory, memory:
+        memory.execute("CREATE TABLE stamped (path TEXT PRIMARY KEY, size INTEGER)")
+        memory.execute("INSERT INTO stamped VALUES ('a.jpg', 3)")
+    first = check_images(files)
+    assert list(first.faults) == [3, 4]
+    assert np.array_equal(check_images(files).sha256, first.sha256)
+
+
 def test_nothing_is_written_beside_the_images(files, tmp_path):
     before = sorted(tmp_path.iterdir())
     check_images(files)
@@ -72,7 +101,7 @@ def test_what_a_stranger_put_into_the_memory_is_not_believed(files, values):
     first = check_images(files)
     path = platformdirs.user_cache_path("mnet") / "checked-images.sqlite"
     with closing(sqlite3.connect(path)) as memory, memory:
-        memory.execute(f"UPDATE stamped SET {values} WHERE fault = ''")
+        memory.execute(f"UPDATE outcomes SET {values} WHERE fault = ''")
     again = check_images(files)
     assert np.array_equal(again.sha256, first.sha256)
     assert again.faults == first.faults

@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from mnet_cli.data.images import decode_image, read_bytes
+from mnet_cli.data.images import DECODER, decode_image, read_bytes
 from mnet_cli.errors import DataError
 from mnet_cli.machine import cores
 from mnet_cli.text import readable
@@ -42,7 +42,7 @@ def check_images(
 ) -> Checked:
     """Decode and hash every file once, in parallel; unchanged files are taken as remembered.
 
-    The outcome is kept by path, size and times of change in the user's cache folder,
+    The outcome is kept by path, size, times of change and decoder in the user's cache folder,
     never beside the images. If that folder cannot be written, nothing is remembered.
 
     Args:
@@ -83,7 +83,7 @@ def _outcomes(
         if outcome is None:
             outcome = next(fresh)
             if stamp and any(outcome[0]):  # a read that failed once may succeed
-                news.append((*stamp, *outcome))
+                news.append((*stamp, DECODER, *outcome))
         yield outcome
     _remember(memory, news)
 
@@ -116,11 +116,11 @@ def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
     if stamp is None:
         return None
     query = (
-        "SELECT sha256, fault FROM stamped"
-        " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"
+        "SELECT sha256, fault FROM outcomes"
+        " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND decoder = ?"
     )
     try:
-        row = memory.execute(query, stamp).fetchone()
+        row = memory.execute(query, (*stamp, DECODER)).fetchone()
     except sqlite3.Error:
         return None
     if row is None or not isinstance(row[0], bytes) or not isinstance(row[1], str):
@@ -130,11 +130,11 @@ def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
 
 
 def _remember(
-    memory: sqlite3.Connection, rows: list[tuple[str, int, int, int, bytes, str]]
+    memory: sqlite3.Connection, rows: list[tuple[str, int, int, int, str, bytes, str]]
 ) -> None:
     """Keep outcomes; a database that is locked, full or read-only costs only the memory."""
     with suppress(sqlite3.Error), memory:
-        memory.executemany("INSERT OR REPLACE INTO stamped VALUES (?, ?, ?, ?, ?, ?)", rows)
+        memory.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _open_memory() -> sqlite3.Connection:
@@ -147,9 +147,10 @@ def _open_memory() -> sqlite3.Connection:
 
 
 def _with_table(memory: sqlite3.Connection) -> sqlite3.Connection:
+    memory.execute("DROP TABLE IF EXISTS stamped")  # of earlier versions, without a decoder
     memory.execute(
-        "CREATE TABLE IF NOT EXISTS stamped"
+        "CREATE TABLE IF NOT EXISTS outcomes"
         " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,"
-        " sha256 BLOB, fault TEXT)"
+        " decoder TEXT, sha256 BLOB, fault TEXT)"
     )
     return memory
