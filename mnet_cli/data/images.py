@@ -25,7 +25,8 @@ RULES = 2  # raised with every change of which images are refused, or of what is
 # What an image's fault, or that it has none, depends on besides its bytes.
 DECODER = f"rules {RULES}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 
-LAYOUTS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's names of a JPEG's modes
+# Of a JPEG's modes: simplejpeg's name, and Pillow's raw mode, in which CMYK is inverted.
+LAYOUTS = {"L": ("GRAY", "L"), "RGB": ("RGB", "RGB"), "CMYK": ("CMYK", "CMYK;I")}
 DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")  # libjpeg's warnings of lost pixels
 PNG_SIGNATURE = 8  # bytes before the first chunk
 
@@ -220,15 +221,15 @@ def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
     width, height = (math.ceil(side / times) for side in image.size)
     room = np.empty((height, width, len(image.getbands())), np.uint8)
     least = {"min_width": width, "min_height": height} if times > 1 else {}
+    layout, stored = LAYOUTS[image.mode]
     try:
-        pixels = simplejpeg.decode_jpeg(content, LAYOUTS[image.mode], buffer=room, **least)
+        pixels = simplejpeg.decode_jpeg(content, layout, buffer=room, **least)
     except ValueError as error:
         if str(error).startswith(DAMAGE):
             raise
         if times > 1:
             image.draft(None, (image.width // times, image.height // times))
         return image
-    stored = image.tile[0].args[0]  # for CMYK, whether its values are inverted
     decoded = Image.frombuffer(image.mode, (width, height), pixels, "raw", stored, 0, 1)
     decoded.info = image.info  # the orientation is in it
     return decoded
