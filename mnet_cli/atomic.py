@@ -97,16 +97,19 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, *, owned: bool = False) -> None:
+def remove_leftovers(folder: Path, *, name: str | None = None, owned: bool = False) -> None:
     """Remove what processes which were killed left in `folder` under temporary names.
 
     Args:
         folder: Where to look.
+        name: Only what was to become the file or folder of this name; of any name if None.
         owned: No other process writes there, so that whatever lies there is left over; a
             process that was killed in a container has often the number of this one.
     """
     for path in folder.glob(".*.tmp"):
-        process = path.name.split(".")[-2]
+        final, process, _ = path.name.rsplit(".", 2)
+        if name is not None and final != f".{name}":
+            continue
         if owned or (process.isdecimal() and not _is_running(int(process))):
             _remove(path)
 
@@ -134,7 +137,8 @@ def _is_running(process: int) -> bool:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `folder` that takes its name once it is complete.
 
-    If the block raises, the temporary folder is removed and `folder` is as it was.
+    If the block raises, the temporary folder is removed and `folder` is as it was. What a
+    process that was killed left of `folder` is removed first.
 
     Args:
         folder: The final name; nothing or an empty folder may stand there. Missing parents
@@ -146,6 +150,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        remove_leftovers(folder.parent, name=folder.name)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():

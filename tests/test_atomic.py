@@ -1,6 +1,9 @@
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,44 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
     with atomic_folder(tmp_path / "deep" / "a") as folder:
         (folder / "whole").touch()
     assert (tmp_path / "deep" / "a" / "whole").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX alone tells whether a process runs")
+def test_leftovers_of_the_folder_are_removed_and_no_others(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    ours, container = f".a.{gone.pid}.tmp", f".a.{os.getpid()}.tmp"  # there pids come again
+    running = f".a.{os.getppid()}.tmp"
+    others = [f".b.{gone.pid}.tmp", f".a.b.{gone.pid}.tmp", f"a.{gone.pid}.tmp", ".a.tmp"]
+    for name in (ours, container, running, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "whole").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", running, *others}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["whole"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL, and whether a process runs")
+@pytest.mark.parametrize(
+    ("module", "call", "step"),
+    [
+        ("split", "split_folder(Path('photos'), Path('made'))", "_place"),
+        ("sample", "draw_sample(Path('made'), train_per_class=1, val_per_class=1)", "_save"),
+    ],
+)
+def test_a_killed_process_leaves_nothing_once_its_work_is_done_again(module, call, step, tmp_path):
+    for name in ("daisy", "roses"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(f"{name}{number}".encode())
+    prepare = f"import os, signal; from pathlib import Path; from mnet_cli.data import {module}\n"
+    kill = f"{module}.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    for code, status in ((kill, -signal.SIGKILL), ("", 0)):
+        command = [sys.executable, "-c", f"{prepare}{code}{module}.{call}"]
+        assert subprocess.run(command, cwd=tmp_path, timeout=60).returncode == status
+        assert len(list(tmp_path.glob(".made.*.tmp"))) == bool(code)
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "made"}
 
 
 def test_folder_with_content_is_not_replaced(tmp_path):
