@@ -118,6 +118,53 @@ def test_names_cannot_forge_lines(healthy, capsys):
     assert not any(line.startswith("nothing found") for line in printed.splitlines())
 
 
-def test_a_folder_without_classes_is_no_data_set(tmp_path):
+def test_classes_and_splits_without_images_are_findings(healthy, capsys):
+    (healthy / "train" / "tulips").mkdir()
+    (healthy / "train" / "tulips" / "phone.heic").touch()
+    shutil.rmtree(healthy / "val" / "roses")
+    (healthy / "val" / "roses").mkdir()
+    (healthy / "test").mkdir()
+    assert run(["data", "check", str(healthy), "--json"]) == 3
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [(f["serious"], f["kind"], f["detail"]) for f in document["findings"]] == [
+        (True, "class without images", "train/tulips has no usable image"),
+        (True, "class without images", "val/roses has no usable image"),
+        (True, "split without classes", "test has no class folders"),
+        (False, "class missing in a split", "val has no tulips"),
+        (False, "ignored", "tulips/phone.heic: unsupported format .heic"),
+    ]
+    assert document["images"]["train"] == {"daisy": 4, "roses": 4, "tulips": 0}
+    assert "3 findings, class without images first" in captured.err
+
+
+def test_a_data_set_whose_classes_are_all_empty_is_examined(tmp_path):
+    for name in ("daisy", "roses"):
+        (tmp_path / name).mkdir()
+    assert [f.detail for f in examine(tmp_path).findings] == [
+        "daisy has no usable image",
+        "roses has no usable image",
+    ]
+
+
+def test_class_names_that_training_refuses_are_a_finding(healthy):
+    (healthy / "train" / "Daisy").mkdir()
+    picture(70).save(healthy / "train" / "Daisy" / "0.jpg")
+    [found] = [f for f in examine(healthy).serious if f.kind == "unusable class names"]
+    assert "'Daisy' and 'daisy' differ only by case" in found.detail
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "empty splits", "no val"])
+def test_what_is_no_data_set_is_an_error(kind, tmp_path, capsys):
+    root = tmp_path / "data"
+    folders = {"empty": ["."], "empty splits": ["train", "val"], "no val": ["train/daisy"]}
+    for folder in folders.get(kind, []):
+        (root / folder).mkdir(parents=True)
+    if kind == "file":
+        root.touch()
+    assert run(["data", "check", str(root), "--json"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mnet: error: ")
     with pytest.raises(DataError):
-        examine(tmp_path)
+        examine(root)

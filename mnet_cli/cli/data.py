@@ -49,7 +49,7 @@ def check(
             str(root),
             f"{len(counted)} finding{'s' * (len(counted) > 1)}, {counted[0].kind} first",
             "none was expected" if strict else "no serious one was expected",
-            "Mend or remove the images above; data.skip_bad=true leaves unreadable ones out",
+            "Fix what is listed above; data.skip_bad=true leaves unreadable images out",
         )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from mnet_cli.data.check import same_bytes
 from mnet_cli.data.images import BROKEN, decode_image, read_bytes
 from mnet_cli.data.paths import Files, Names
-from mnet_cli.data.scan import SPLITS, ImageSet, scan_classes, scan_splits
+from mnet_cli.data.scan import ImageSet, check_class_names, scan_unchecked
 from mnet_cli.errors import DataError
 from mnet_cli.machine import cores
 
@@ -35,6 +35,9 @@ TOGETHER = 500  # images
 SERIOUS = {
     "unreadable": True,
     "only one class": True,
+    "unusable class names": True,
+    "class without images": True,
+    "split without classes": True,
     "class missing in train": True,
     "same bytes in two classes": True,
     "same bytes in two splits": True,
@@ -105,9 +108,9 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
         on_progress: Called with (done, total) images.
 
     Raises:
-        DataError: The folder holds no classes of images at all.
+        DataError: The folder cannot be read, or holds no class folders at all.
     """
-    sets = _scan(root)
+    sets = scan_unchecked(root)
     paths = Names(
         (images.root.relative_to(root) / path).as_posix()
         for images in sets.values()
@@ -144,20 +147,13 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
         detail = f"{found.detail}: {bits} of 64 bits differ"
         findings.append(Finding(found.kind, found.paths, detail))
     images = {split: _counts(images) for split, images in sets.items()}
+    findings += chain.from_iterable(map(_about_names, sets.values()))
     findings += _about_classes(images)
     notes = [note for found in sets.values() for note in found.ignored]
     findings += [Finding("ignored", (), note) for note in notes if not note.endswith("hidden")]
     order = list(SERIOUS)
     findings.sort(key=lambda finding: order.index(finding.kind))
     return Health(root, images, findings)
-
-
-def _scan(root: Path) -> dict[str, ImageSet]:
-    """The images of each split, whose classes may differ: that is to be found, not refused."""
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        there = [split for split in SPLITS if (root / split).is_dir()]
-        return {split: scan_classes(root / split, 1) for split in there}
-    return scan_splits(root, 1)
 
 
 def _look(path: Path) -> _Look:
@@ -227,16 +223,31 @@ def _counts(images: ImageSet) -> dict[str, int]:
     return {name: counts[name] for name in images.class_names}
 
 
+def _about_names(images: ImageSet) -> Iterator[Finding]:
+    try:
+        check_class_names(images.root, images.class_names)
+    except DataError as error:
+        yield Finding("unusable class names", (), f"{error.where}: {error.found}")
+
+
 def _about_classes(images: dict[str, dict[str, int]]) -> Iterator[Finding]:
     every = sorted({name for counts in images.values() for name in counts})
     for split, counts in images.items():
+        if not counts:
+            yield Finding("split without classes", (), f"{split} has no class folders")
+            continue
         for name in every:
             if name not in counts:
                 kind = "class missing in " + ("train" if split == "train" else "a split")
                 yield Finding(kind, (), f"{split} has no {name}")
+            elif not counts[name]:
+                folder = name if split == "all" else f"{split}/{name}"
+                yield Finding("class without images", (), f"{folder} has no usable image")
     if len(every) == 1:
         yield Finding("only one class", (), every[0])
-    counts = images.get("train") or images["all"]
+    counts = {name: count for name, count in next(iter(images.values())).items() if count}
+    if not counts:
+        return
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] > IMBALANCE * counts[least]:
         detail = f"{most} has {counts[most]} images, {least} has {counts[least]}"

@@ -89,14 +89,49 @@ def scan_splits(root: Path, least_classes: int = 2) -> dict[str, ImageSet]:
         DataError: As `scan_classes` does; one of `train` and `val` is missing; or a class of
             `val` or `test` is not in `train`.
     """
+    splits = _splits_of(root)
+    if not splits:
+        return {"all": scan_classes(root, least_classes)}
+    train = scan_classes(root / "train", least_classes)
+    return {"train": train} | {
+        name: match_classes(_scan(root / name, least_classes=1), train.class_names)
+        for name in splits[1:]
+    }
+
+
+def scan_unchecked(root: Path) -> dict[str, ImageSet]:
+    """Find the images as `scan_splits` does, whatever is wrong with the classes.
+
+    Returns:
+        As `scan_splits`, but each split has its own classes; a class may have no image, and a
+        split no class.
+
+    Raises:
+        DataError: `root` is missing, not a folder or unreadable; one of `train` and `val` is
+            missing; or there is no class folder at all.
+    """
+    splits = _splits_of(root)
+    sets = {name: _find(root / name) for name in splits} or {"all": _find(root)}
+    if not any(images.class_names for images in sets.values()):
+        raise _no_classes(root, [note for images in sets.values() for note in images.ignored])
+    return sets
+
+
+def check_class_names(root: Path, names: Sequence[str]) -> None:
+    """Refuse class names of `root` that cannot be written down or told apart.
+
+    Raises:
+        DataError: A name is not UTF-8, or two differ by case or Unicode form alone.
+    """
+    _refuse_undecodable_names(root, names)
+    _refuse_alike_names(root, names)
+
+
+def _splits_of(root: Path) -> list[str]:
+    """The splits that `root` is divided into; none if it is a folder of classes."""
     names, _ = _subfolders(root)
     if {"train", "val"} <= set(names):
-        train = scan_classes(root / "train", least_classes)
-        others = [name for name in SPLITS[1:] if name in names]
-        return {"train": train} | {
-            name: match_classes(_scan(root / name, least_classes=1), train.class_names)
-            for name in others
-        }
+        return [name for name in SPLITS if name in names]
     split_like = [name for name in names if name.casefold() in _SPLIT_LIKE]
     if split_like:
         raise DataError(
@@ -105,7 +140,7 @@ def scan_splits(root: Path, least_classes: int = 2) -> dict[str, ImageSet]:
             "a split data set has folders named exactly train and val",
             "Rename or add the missing one, or give a folder of classes and a val_fraction",
         )
-    return {"all": scan_classes(root, least_classes)}
+    return []
 
 
 def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
@@ -140,8 +175,7 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
     """`scan_classes` with a lower bound on the number of classes."""
     folders, ignored = _subfolders(root)
     if not folders:
-        found = "no class folders" if ignored else "the folder is empty"
-        raise DataError(printable(str(root)), found, _LAYOUT, details=ignored[:_LISTED])
+        raise _no_classes(root, ignored)
     if len(folders) < least_classes:
         raise DataError(
             printable(str(root)),
@@ -149,11 +183,16 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
             "a classifier needs at least two",
             "Add a folder of images for each further class",
         )
-    _refuse_undecodable_names(root, folders)
-    _refuse_alike_names(root, folders)
+    check_class_names(root, folders)
+    images = _find(root)
+    _refuse_empty_classes(images)
+    return images
 
+
+def _find(root: Path) -> ImageSet:
+    """The images of a folder of classes; nothing about the classes is refused."""
+    folders, ignored = _subfolders(root)
     images = _walk(root, folders, ignored)
-    _refuse_empty_classes(root, images, ignored)
     class_names = tuple(sorted(folders))
     counts = [len(images[name]) for name in class_names]
     return ImageSet(
@@ -163,6 +202,11 @@ def _scan(root: Path, least_classes: int) -> ImageSet:
         labels=np.repeat(np.arange(len(class_names)), counts),
         ignored=tuple(sorted(ignored)),
     )
+
+
+def _no_classes(root: Path, ignored: Sequence[str]) -> DataError:
+    found = "no class folders" if ignored else "the folder is empty"
+    return DataError(printable(str(root)), found, _LAYOUT, details=list(ignored[:_LISTED]))
 
 
 def _subfolders(root: Path) -> tuple[list[str], list[str]]:
@@ -272,7 +316,7 @@ def _refuse_undecodable_names(root: Path, names: Iterable[str]) -> None:
             )
 
 
-def _refuse_alike_names(root: Path, names: list[str]) -> None:
+def _refuse_alike_names(root: Path, names: Iterable[str]) -> None:
     """Refuse classes that some file systems and most people would take for one."""
     first: dict[str, str] = {}
     for name in sorted(names):
@@ -287,17 +331,18 @@ def _refuse_alike_names(root: Path, names: list[str]) -> None:
         first[form] = name
 
 
-def _refuse_empty_classes(root: Path, images: dict[str, list[str]], ignored: list[str]) -> None:
+def _refuse_empty_classes(images: ImageSet) -> None:
     """Refuse classes without an image, and list what they hold instead."""
-    empty = sorted(name for name, paths in images.items() if not paths)
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    empty = [images.class_names[label] for label in np.flatnonzero(counts == 0)]
     if not empty:
         return
     starts = tuple(f"{printable(name)}{mark}" for name in empty for mark in "/:")
-    notes = sorted(note for note in ignored if note.startswith(starts))
+    notes = [note for note in images.ignored if note.startswith(starts)]
     reasons = Counter(note.rpartition(": ")[2] for note in notes)
     held = ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
     raise DataError(
-        printable(str(root)),
+        printable(str(images.root)),
         f"class {listing(empty)} has no usable image (ignored: {held or 'nothing'})",
         f"every class needs images of {' '.join(IMAGE_EXTENSIONS)}",
         "Add or convert images, or remove the folder",
