@@ -118,6 +118,31 @@ def test_names_cannot_forge_lines(healthy, capsys):
     assert not any(line.startswith("nothing found") for line in printed.splitlines())
 
 
+def test_near_duplicates_are_reported_as_one_group(healthy, capsys):
+    scene = picture(80)
+    for number in range(8):
+        scene.resize((96 + number, 80)).save(healthy / "train" / "roses" / f"frame{number}.png")
+    scene.resize((60 + 64, 100)).save(healthy / "train" / "daisy" / "frame.png")
+    assert run(["data", "check", str(healthy), "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["findings"]
+    frames = [f"train/roses/frame{number}.png" for number in range(8)]
+    assert found["kind"] == "near duplicates in two classes"
+    assert found["paths"] == ["train/daisy/frame.png", *frames]
+    assert found["detail"].startswith("9 images, neighbours differ in at most ")
+    assert found["detail"].endswith(" of 64 bits")
+    assert run(["data", "check", str(healthy)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "frame" in line]
+    assert "frame1.png = … 5 more … = train/roses/frame7.png: 9 images" in line
+    assert "frame2.png" not in line
+
+
+def test_two_splits_come_before_two_classes_in_a_group(healthy):
+    scene = picture(80)
+    for number, place in enumerate(("train/roses", "train/daisy", "val/daisy")):
+        scene.resize((96 + number, 80)).save(healthy / place / "frame.png")
+    assert list(kinds(healthy)) == ["near duplicates in two splits"]
+
+
 def test_classes_and_splits_without_images_are_findings(healthy, capsys):
     (healthy / "train" / "tulips").mkdir()
     (healthy / "train" / "tulips" / "phone.heic").touch()

@@ -17,6 +17,7 @@ LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
         "models.layers",
         "models.published",
         "data.images",
+        "data.near",
         "data.paths",
         "data.preprocess",
     ),

@@ -1,5 +1,6 @@
 """`mnet data`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,11 @@ from mnet_cli import console
 from mnet_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mnet_cli.data.doctor import Health
+    from mnet_cli.data.doctor import Finding, Health
     from mnet_cli.data.split import SplitCounts
 
 LISTED = 10  # findings of a kind on the screen; --json lists all
+NAMED = 4  # images of a finding on the screen
 
 FolderArgument = Annotated[Path, typer.Argument(help="Where to put it.")]
 ValOption = Annotated[
@@ -33,8 +35,8 @@ def check(
     """Look for bad images, duplicates and classes that do not fit; change nothing."""
     from mnet_cli.data.doctor import SERIOUS, examine
 
-    with console.bar("looking") as on_progress:
-        health = examine(root, on_progress)
+    with console.bar("looking") as on_progress, console.bar("comparing", "step") as on_comparing:
+        health = examine(root, on_progress, on_comparing)
     document = {
         "root": root,
         "images": health.images,
@@ -122,14 +124,24 @@ def _show_health(health: "Health") -> None:
     names = sorted({name for counts in health.images.values() for name in counts})
     rows = [(name, *(health.images[split].get(name, "none") for split in splits)) for name in names]
     console.table(("class", *(f">{split}" for split in splits)), rows)
-    kinds: dict[str, list[tuple[str, str]]] = {}
+    kinds: dict[str, list[Finding]] = {}
     for finding in health.findings:
-        kinds.setdefault(finding.kind, []).append((" = ".join(finding.paths), finding.detail))
+        kinds.setdefault(finding.kind, []).append(finding)
     for kind, found in kinds.items():
         console.line(f"{kind}: {len(found)}")
-        for paths, detail in found[:LISTED]:
-            console.line(f"  {paths}{': ' if paths else ''}{detail}")
+        for finding in found[:LISTED]:
+            console.line(f"  {_named(finding.paths)}{finding.detail}")
         if len(found) > LISTED:
             console.line(f"  … and {len(found) - LISTED} more (--json lists all)")
     if not kinds:
         console.line("nothing found")
+
+
+def _named(paths: Sequence[str]) -> str:
+    """The first images of a finding, how many more there are, and the last.
+
+    Images are in the order of splits and classes, so that the last shows another of them.
+    """
+    if len(paths) > NAMED:
+        paths = [*paths[: NAMED - 1], f"… {len(paths) - NAMED:,} more …", paths[-1]]
+    return " = ".join(paths) + ": " if paths else ""

@@ -5,17 +5,17 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import imagehash
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mnet_cli.data.check import same_bytes
 from mnet_cli.data.images import BROKEN, decode_image, read_bytes
+from mnet_cli.data.near import near_groups
 from mnet_cli.data.paths import Files, Names
 from mnet_cli.data.scan import ImageSet, check_class_names, scan_unchecked
 from mnet_cli.errors import DataError
@@ -28,8 +28,9 @@ FORMAT_OF = {  # Pillow's name of the format that an extension promises
 TINY, HUGE = 64, 50_000_000  # pixels of the shorter side; pixels in all
 NEAR = 4  # of the 64 bits of two perceptual hashes may differ
 IMBALANCE = 10  # times more images in the largest class than in the smallest
-PAIRS = 20_000_000  # of the comparison of all hashes with all, at a time
 TOGETHER = 500  # images
+
+Progress = Callable[[int, int], None]
 
 # A finding's kind, and whether training refuses such data or its scores cannot be trusted.
 SERIOUS = {
@@ -100,12 +101,15 @@ class _Look:
     findings: list[tuple[str, str]]
 
 
-def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -> Health:
+def examine(
+    root: Path, on_progress: Progress | None = None, on_comparing: Progress | None = None
+) -> Health:
     """Look at every image below `root`, and at how the classes are filled.
 
     Args:
         root: A folder with `train/` and `val/` (and perhaps `test/`), or one of classes.
         on_progress: Called with (done, total) images.
+        on_comparing: Called with (done, total) steps of the search for near duplicates.
 
     Raises:
         DataError: The folder cannot be read, or holds no class folders at all.
@@ -142,10 +146,13 @@ def examine(root: Path, on_progress: Callable[[int, int], None] | None = None) -
     single = usable & (
         np.asarray([first.get(i, i) for i in range(len(paths))]) == np.arange(len(paths))
     )
-    for one, other, bits in _alike(likeness, np.flatnonzero(single)):
-        found = _duplicates("near duplicates", [one, other], places, paths)
-        detail = f"{found.detail}: {bits} of 64 bits differ"
-        findings.append(Finding(found.kind, found.paths, detail))
+    chosen = np.flatnonzero(single)
+    for near in near_groups(likeness[chosen], NEAR, on_comparing):
+        found = _duplicates("near duplicates", chosen[near.members].tolist(), places, paths)
+        detail = (
+            f"{len(near.members):,} images, neighbours differ in at most {near.bits} of 64 bits"
+        )
+        findings.append(replace(found, detail=detail))
     images = {split: _counts(images) for split, images in sets.items()}
     findings += chain.from_iterable(map(_about_names, sets.values()))
     findings += _about_classes(images)
@@ -200,22 +207,6 @@ def _duplicates(
     elif len(classes) > 1:
         kind = f"{kind} in two classes"
     return Finding(kind, tuple(paths[index] for index in group), detail)
-
-
-def _alike(
-    likeness: NDArray[np.uint64], chosen: NDArray[np.intp]
-) -> Iterator[tuple[int, int, int]]:
-    """Pairs of images whose hashes differ by `NEAR` bits or fewer, and by how many."""
-    hashes = likeness[chosen]
-    rows_at_once = max(1, PAIRS // max(1, len(hashes)))
-    for start in range(0, len(hashes), rows_at_once):
-        block = hashes[start : start + rows_at_once, None]
-        bits = np.bitwise_count(block ^ hashes[None, start:])
-        rows, columns = np.nonzero(bits <= NEAR)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            if column > row:
-                one, other = chosen[start + row], chosen[start + column]
-                yield int(one), int(other), int(bits[row, column])
 
 
 def _counts(images: ImageSet) -> dict[str, int]:
