@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -562,6 +563,26 @@ def test_calibration_takes_as_many_of_each_class_as_there_are():
     assert np.bincount(labels[chosen]).tolist() == [6, 3, 6]
     assert chosen == balanced(labels, 15, seed=1) != balanced(labels, 15, seed=2)
     assert sorted(balanced(labels, 500, seed=1)) == list(range(73))
+
+
+def test_calibration_takes_turns_with_the_classes_in_a_shuffled_order():
+    random = np.random.default_rng(0)
+    for size, classes in [(1, 1), (60, 3), (500, 90), (300, 1000)]:
+        labels = random.integers(classes, size=size)
+        turn, seen = {}, dict.fromkeys(labels.tolist(), 0)
+        for index in np.random.default_rng(7).permutation(size).tolist():
+            turn[index] = seen[int(labels[index])]
+            seen[int(labels[index])] += 1
+        expected = sorted(range(size), key=lambda index: (turn[index], labels[index]))
+        assert balanced(labels, 40, seed=7) == expected[:40]
+
+
+def test_calibration_of_very_many_classes_is_chosen_in_no_time():
+    labels = np.repeat(np.arange(21_000), 10)
+    started = time.process_time()
+    chosen = balanced(labels, 200, seed=0)
+    assert time.process_time() - started < 5  # class by class it took more than a minute
+    assert len(set(labels[chosen].tolist())) == 200
 
 
 def test_the_readme_shows_the_script_that_is_tested():

@@ -297,11 +297,12 @@ def calibration_photographs(
 def balanced(labels: NDArray[np.int64], count: int, seed: int) -> list[int]:
     """Choose `count` indices of labels (N,), or all, as evenly over the classes as they allow."""
     order = np.random.default_rng(seed).permutation(len(labels))
+    members = order[np.argsort(labels[order], kind="stable")]  # class by class, each in that order
+    _, first, sizes = np.unique(labels[members], return_index=True, return_counts=True)
     turn = np.empty(len(labels), np.int64)  # how many of its class come before it
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        turn[members] = np.arange(len(members))
-    return [int(index) for index in np.lexsort((labels, turn))[:count]]
+    turn[members] = np.arange(len(labels)) - np.repeat(first, sizes)
+    chosen: list[int] = np.lexsort((labels, turn))[:count].tolist()
+    return chosen
 
 
 def _answers(
