@@ -167,25 +167,29 @@ def evaluate(
     *,
     batch_size: int = BATCH,
     fast_decode: bool = False,
+    parallel: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Classify every image and score the answers.
 
     Args:
-        classify: Images (N, 3, S, S) to logits (N, C); called from several threads.
+        classify: Images (N, 3, S, S) to logits (N, C).
         preprocess: How an image becomes the model's input.
         paths: The images; all must be readable.
         labels: The true class of each (N,), an index into `class_names`.
         class_names: In the order of the logits.
         batch_size: Images that a thread takes at a time.
         fast_decode: As in `outputs_of`.
+        parallel: As in `outputs_of`.
         on_progress: Called with (done, total).
 
     Raises:
         DataError: An image cannot be decoded.
         RefusedError: A logit is not finite.
     """
-    outputs = outputs_of(paths, preprocess, classify, batch_size, fast_decode=fast_decode)
+    outputs = outputs_of(
+        paths, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+    )
     logits = _readable(outputs, len(paths), on_progress)
     return score(_summarized(logits, labels), labels, class_names, paths)
 

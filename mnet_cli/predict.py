@@ -55,15 +55,17 @@ def predict(
     *,
     batch_size: int = BATCH,
     fast_decode: bool = False,
+    parallel: bool = True,
 ) -> Iterator[Prediction]:
     """Classify images in order; what is no image gives a prediction with its error.
 
     Args:
-        classify: Images (N, 3, S, S) to logits (N, C); called from several threads.
+        classify: Images (N, 3, S, S) to logits (N, C).
         preprocess: How an image becomes the model's input.
         images: As from `find_images`, drawn from as needed.
         batch_size: Images that a thread takes at a time.
         fast_decode: As in `outputs_of`.
+        parallel: As in `outputs_of`.
     """
     for failed, group in groupby(images, key=lambda image: isinstance(image, DataError)):
         if failed:
@@ -72,7 +74,7 @@ def predict(
             continue
         paths = cast(Iterator[Path], group)
         for path, output in outputs_of(
-            paths, preprocess, classify, batch_size, fast_decode=fast_decode
+            paths, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
         ):
             if isinstance(output, DataError):
                 yield Prediction(path, np.empty(0), output)

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 from PIL import Image
 
@@ -23,6 +25,26 @@ def test_outputs_keep_order_and_bad_files_are_reported_in_place(photos, tmp_path
     assert isinstance(found[3][1], DataError)
     for path, output in [*found[:3], *found[4:]]:
         assert np.array_equal(output, sums(eval_array(read_image(path), SMALL)[None])[0])
+
+
+def test_without_parallel_the_caller_alone_forwards_whole_batches_of_the_same(photos, tmp_path):
+    paths = sorted((photos / "val").rglob("*.jpg"))
+    (tmp_path / "bad.jpg").write_text("no image")
+    paths.insert(3, tmp_path / "bad.jpg")
+    calls = []
+
+    def forward(images):
+        calls.append((threading.get_ident(), len(images)))
+        return sums(images)
+
+    found = list(outputs_of(iter(paths), SMALL, forward, 5, parallel=False))
+    expected = list(outputs_of(iter(paths), SMALL, sums, 5))
+    assert [path for path, _ in found] == paths
+    for (_, output), (_, other) in zip(found, expected, strict=True):
+        assert type(output) is type(other)
+        assert isinstance(output, DataError) or np.array_equal(output, other)
+    assert {thread for thread, _ in calls} == {threading.get_ident()}
+    assert [images for _, images in calls] == [4, 5, 3]  # 13 files, one of them bad
 
 
 def test_a_batch_of_bad_files_alone_never_reaches_the_network(tmp_path):

@@ -67,6 +67,7 @@ def evaluate(
             classifier.class_names,
             batch_size=batch_size,
             fast_decode=fast_decode,
+            parallel=classifier.parallel,
             on_progress=on_progress,
         )
     document = {

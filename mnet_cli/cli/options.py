@@ -27,7 +27,7 @@ DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda or mps; auto takes the fastest there is.")
 ]
 BatchSizeOption = Annotated[
-    int, typer.Option(min=1, max=4096, help="Images that each core takes at a time.")
+    int, typer.Option(min=1, max=4096, help="Images that each core, or the GPU, takes at a time.")
 ]
 FastDecodeOption = Annotated[
     bool,

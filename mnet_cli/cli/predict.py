@@ -81,6 +81,7 @@ def predict(
         chain(first, images),
         batch_size=batch_size,
         fast_decode=fast_decode,
+        parallel=classifier.parallel,
     ):
         write(answer)
         failures += answer.error is not None

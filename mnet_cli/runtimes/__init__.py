@@ -51,6 +51,7 @@ class Classifier:
             file, which does not carry it.
         source: The file it was read from.
         batch: Images that it computes at a time, whatever it is given; 0 for any number.
+        parallel: Whether calls from several threads use several cores; a GPU has one queue.
     """
 
     classify: Classify
@@ -59,6 +60,7 @@ class Classifier:
     recipe: dict[str, Any]
     source: Path
     batch: int = 0
+    parallel: bool = True
 
 
 def open_classifier(path: Path, device: str) -> Classifier:
@@ -182,13 +184,14 @@ def _open_checkpoint(path: Path, device: str) -> Classifier:
     from mnet_cli.checkpoint import build_from, load_checkpoint
     from mnet_cli.models.forward import compile_forward
 
-    checkpoint = load_checkpoint(path)
+    checkpoint, chosen = load_checkpoint(path), choose_device(device)
     return Classifier(
-        classify=compile_forward(build_from(checkpoint), choose_device(device)),
+        classify=compile_forward(build_from(checkpoint), chosen),
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
         source=path / "best.pt" if path.is_dir() else path,
+        parallel=chosen.type == "cpu",
     )
 
 

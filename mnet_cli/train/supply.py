@@ -230,14 +230,15 @@ def _title(job: Job, front: nn.Sequential) -> str:
 
 
 def _evaluate_images(job: Job, classify: Forward) -> Evaluation:
-    val = job.data.splits["val"]
+    val, on_cpu = job.data.splits["val"], job.device.type == "cpu"
     return evaluate(
         classify,
         job.preprocess,
         job.data.files("val"),
         val.labels,
         job.data.class_names,
-        batch_size=BATCH if job.device.type == "cpu" else job.recipe.data.batch_size,
+        batch_size=BATCH if on_cpu else job.recipe.data.batch_size,
+        parallel=on_cpu,
     )
 
 
