@@ -1,4 +1,7 @@
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -6,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_cli.models.forward import compile_forward
+from mnet_cli.models import forward
+from mnet_cli.models.forward import compile_forward, image_format, to_device
 from mnet_cli.models.onnx_graph import fold_batch_norms, to_onnx
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 
@@ -101,3 +105,49 @@ def test_folding_removes_every_batch_norm_and_keeps_the_outputs():
 def test_what_no_mobilenet_has_is_refused():
     with pytest.raises(KeyError):
         to_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh()))
+
+
+def test_one_thread_at_a_time_works_on_a_device_that_is_no_cpu(monkeypatch):
+    class OnDevice:
+        """A tensor and a network of a device that is not here."""
+
+        def to(self, *args, **kwargs):
+            return self
+
+        def cpu(self):
+            return torch.zeros(1)
+
+        def __call__(self, inputs):
+            at_work.append(threading.get_ident())
+            time.sleep(0.002)
+            overlaps.append(len(at_work))
+            at_work.remove(threading.get_ident())
+            return self
+
+    at_work, overlaps = [], []
+    monkeypatch.setattr(forward, "fold_batch_norms", lambda module: OnDevice())
+    monkeypatch.setattr(forward.torch, "from_numpy", lambda array: OnDevice())
+    classify = compile_forward(nn.Identity(), torch.device("mps"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(classify, [np.zeros((1, 3, 8, 8), np.float32)] * 12))
+    assert overlaps == [1] * 12
+
+
+def test_mps_gets_torchs_own_memory_format_and_others_channels_last():
+    formats = [image_format(torch.device(name)) for name in ("cpu", "cuda", "mps")]
+    assert formats == [torch.channels_last, torch.channels_last, torch.contiguous_format]
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "waits"),
+    [("cuda", True, False), ("cuda", False, True), ("mps", True, True), ("cpu", True, True)],
+)
+def test_only_pinned_memory_is_copied_to_cuda_without_waiting(device, pinned, waits):
+    class Batch:
+        def is_pinned(self):
+            return pinned
+
+        def to(self, device, non_blocking):
+            return non_blocking
+
+    assert to_device(Batch(), torch.device(device)) is not waits

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from mnet_cli import machine
 from mnet_cli.checkpoint import load_checkpoint
@@ -17,7 +18,12 @@ from mnet_cli.recipe import load_recipe
 from mnet_cli.runtimes import open_classifier
 from mnet_cli.tensorfile import read_tensors
 from mnet_cli.train import fit, prepare_data, prepare_job, write_results
-from mnet_cli.train.optimization import build_ema, build_optimizer, build_scheduler
+from mnet_cli.train.optimization import (
+    build_ema,
+    build_optimizer,
+    build_scaler,
+    build_scheduler,
+)
 from mnet_cli.train.supply import auto_views
 
 CPU = torch.device("cpu")
@@ -253,11 +259,40 @@ def test_moving_average_starts_quickly_and_then_follows_slowly():
     for value in [0.0, *[1.0] * 30]:
         with torch.no_grad():
             model.weight.fill_(value)
-        ema.update_parameters(model)
+        ema.update(model)
         values.append(ema.module.weight.item())
     assert values[0] == 0.0
     assert values[2] > 0.9
     assert values[30] > 0.99
+
+
+def test_moving_average_follows_its_formula_to_the_last_bit_and_counts_without_the_device():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    ema, expected = build_ema(model, 0.9), {}
+    for count in range(25):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(2, 3, 5, 5))  # moves the buffers, one of them an integer
+        ema.update(model)
+        weight = 1 - min(0.9, (1 + float(count)) / (10 + float(count)))
+        for name, current in model.state_dict().items():
+            before = expected.get(name)
+            if before is None or not current.is_floating_point():
+                expected[name] = current.clone()
+            else:
+                expected[name] = before + weight * (current - before)
+    found = ema.module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert type(ema.updates) is int
+    assert ema.updates == 25
+
+
+@pytest.mark.parametrize(
+    ("device", "amp", "scales"), [("mps", True, True), ("mps", False, False), ("cpu", True, False)]
+)
+def test_autocast_in_float16_always_has_a_scaler(device, amp, scales):
+    assert build_scaler(torch.device(device), amp=amp).is_enabled() == scales
 
 
 def test_wrong_freeze_leaves_no_run_directory(tiny_recipe, tmp_path):

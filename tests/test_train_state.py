@@ -21,7 +21,8 @@ from mnet_cli.data.paths import Names
 from mnet_cli.errors import DataError, MachineError, RefusedError, WeightsError
 from mnet_cli.recipe import load_recipe
 from mnet_cli.run_directory import write_csv
-from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job
+from mnet_cli.tensorfile import read_tensors, write_tensors
+from mnet_cli.train import fit, loop, prepare_data, prepare_job, resume_job, supply
 from mnet_cli.train.state import restore_fit
 
 CPU = torch.device("cpu")
@@ -135,6 +136,45 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(setting, tiny_recipe, 
         job.lock.release()
         assert final_state(out) == expected, steps
         assert result.best_epoch == whole.best_epoch
+
+
+@pytest.mark.parametrize("first", ["_from_workers", "_from_images"])
+def test_an_average_goes_on_where_it_covers_another_part_of_the_network(
+    first, tiny_recipe, tmp_path, monkeypatch
+):
+    """On a CPU it covers what lies above the frozen boundary, elsewhere the whole network."""
+    overrides = ("model.freeze=features[:14]", "data.cached_views=0", "train.ema=0.9")
+    [other] = {"_from_workers", "_from_images"} - {first}
+    with monkeypatch.context() as patch:
+        patch.setattr(supply, other, getattr(supply, first))
+        job = begin(tiny_recipe, overrides, tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt):
+            fit(job, on_batch=stopped_after(STEPS))
+        job.lock.release()
+    before = load_checkpoint(tmp_path / "run" / "last.pt").training["ema"]["state_dict"]
+    monkeypatch.setattr(supply, first, getattr(supply, other))
+    job = go_on(tiny_recipe, overrides, tmp_path / "run")
+    result = fit(job)
+    job.lock.release()
+    after = load_checkpoint(tmp_path / "run" / "last.pt").training["ema"]
+    shared = before.keys() & after["state_dict"].keys()
+    assert "classifier.1.weight" in shared
+    assert before.keys() != after["state_dict"].keys()
+    assert after["updates"] == STEPS * len(result.rows)
+
+
+def test_an_average_of_another_network_is_refused(tiny_recipe, tmp_path):
+    overrides = ("train.ema=0.9",)
+    job = begin(tiny_recipe, overrides, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_batch=stopped_after(1))
+    job.lock.release()
+    last = tmp_path / "run" / "last.pt"
+    content = read_tensors(last)
+    del content["ema"]["state_dict"]["features.3.conv.0.0.weight"]
+    write_tensors(last, content)
+    with pytest.raises(WeightsError, match="no state that training can go on from"):
+        fit(go_on(tiny_recipe, overrides, tmp_path / "run"))
 
 
 def test_a_run_that_was_stopped_after_an_epoch_and_again_while_resumed(tiny_recipe, tmp_path):

@@ -1,6 +1,7 @@
 """TorchScript files, by torch."""
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.contract import KEY, Contract, read_contract
+from mnet_cli.models.forward import DEVICE_LOCK
 from mnet_cli.own_files import read_own
 from mnet_cli.runtimes import Run, choose_device, not_loadable
 from mnet_cli.runtimes.quiet import quiet
@@ -28,11 +30,13 @@ def load(path: Path, device: str) -> tuple[Run, Contract]:
             module = torch.jit.load(io.BytesIO(content), chosen, _extra_files=extra)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, ValueError) as error:
         raise not_loadable(path, "TorchScript archive") from error
+    turn: AbstractContextManager[object] = DEVICE_LOCK
     if chosen.type == "cpu":
         torch.set_num_threads(1)
+        turn = nullcontext()
 
     def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        with torch.inference_mode():
+        with turn, torch.inference_mode():
             outputs: NDArray[np.float32] = module(torch.from_numpy(inputs).to(chosen)).cpu().numpy()
         return outputs
 

@@ -11,6 +11,7 @@ from mnet_cli.checkpoint import save_checkpoint
 from mnet_cli.data.loaders import EpochBatches, seed_of, seed_torch, worker_death
 from mnet_cli.errors import MachineError, MnetError, RefusedError
 from mnet_cli.interrupts import StopSignal, held
+from mnet_cli.models.forward import image_format, to_device
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase
 from mnet_cli.run_directory import write_csv
@@ -19,6 +20,7 @@ from mnet_cli.train.optimization import (
     build_ema,
     build_mix,
     build_optimizer,
+    build_scaler,
     build_scheduler,
 )
 from mnet_cli.train.setup import Job
@@ -72,7 +74,7 @@ def fit(
         WeightsError: `job.kept` is no state to go on from.
     """
     recipe, model, kept = job.recipe, job.model.to(job.device), job.kept
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=image_format(job.device))
     batches = EpochBatches(
         job.data.splits["train"].labels,
         recipe.data.batch_size,
@@ -268,12 +270,11 @@ def take_step(
     """Learn from one batch (N, …) with labels (N,), as step number `step` of the run."""
     train, device = job.recipe.train, job.device
     seed_torch(seed_of(train.seed, step), device)  # dropout and mixing, for any supply
-    inputs = inputs.to(device, non_blocking=True)
-    labels = labels.to(device, non_blocking=True)
+    inputs, labels = to_device(inputs, device), to_device(labels, device)
     if learner.mix:
         inputs, labels = learner.mix(inputs, labels)
     if inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=image_format(device))
     with torch.autocast(device.type, enabled=train.amp):
         loss = learner.criterion(learner.module(inputs), labels)
     learner.scaler.scale(loss).backward()
@@ -288,7 +289,7 @@ def take_step(
     running.counts.append(len(inputs))
     learner.scheduler.step()
     if learner.ema:
-        learner.ema.update_parameters(learner.module)
+        learner.ema.update(learner.module)
 
 
 def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: int) -> Learner:
@@ -305,9 +306,7 @@ def build_learner(job: Job, phase: Phase, module: nn.Module, steps_per_epoch: in
         criterion=criterion.to(job.device),
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, train, phase.lr, phase.epochs, steps_per_epoch),
-        scaler=torch.amp.GradScaler(
-            job.device.type, enabled=train.amp and job.device.type == "cuda"
-        ),
+        scaler=build_scaler(job.device, amp=train.amp),
         mix=build_mix(train, len(job.data.class_names)),
         ema=build_ema(module, train.ema),
     )

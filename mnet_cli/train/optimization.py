@@ -1,6 +1,8 @@
 """Optimizer, learning-rate schedule, loss, mixing and averaging, as a recipe names them."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     SequentialLR,
 )
-from torch.optim.swa_utils import AveragedModel
 
 from mnet_cli.recipe import Train
 
@@ -97,16 +98,55 @@ def build_mix(train: Train, num_classes: int) -> Mix | None:
     return mix
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Build an exponential moving average of parameters and buffers; None if `decay` is 0.
+class MovingAverage:
+    """An exponential moving average of a module's parameters and buffers.
 
     The decay starts low and approaches `decay`, or a short run would average its beginning.
+    torch's `AveragedModel` keeps the number of updates in a tensor and reads it at each of them,
+    so that every step would wait for the GPU.
+
+    Args:
+        module: What is averaged.
+        decay: In (0, 1).
+
+    Attributes:
+        module: A copy that holds the averages; integers are those of the last update.
+        updates: How many there were.
     """
-    if not decay:
-        return None
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
-        return averaged + weight * (current - averaged) if current.is_floating_point() else current
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.updates = copy.deepcopy(module), decay, 0
 
-    return AveragedModel(model, avg_fn=average, use_buffers=True)
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take in the present state of the module, all its tensors at once."""
+        pairs = list(zip(_tensors(self.module), _tensors(module), strict=True))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
+        copied = [pair for pair in pairs if not decay or not pair[0].is_floating_point()]
+        mixed = [pair for pair in pairs if decay and pair[0].is_floating_point()]
+        for averaged, current in copied:
+            averaged.copy_(current)
+        if mixed:
+            averages, currents = map(list, zip(*mixed, strict=True))
+            change = torch._foreach_sub(currents, averages)
+            torch._foreach_mul_(change, 1 - decay)
+            torch._foreach_add_(averages, change)
+        self.updates += 1
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def build_ema(module: nn.Module, decay: float) -> MovingAverage | None:
+    """Build the moving average of what is trained; None if `decay` is 0."""
+    return MovingAverage(module, decay) if decay else None
+
+
+def build_scaler(device: torch.device, *, amp: bool) -> torch.amp.GradScaler:
+    """Build the scaler of the loss, without which gradients in float16 vanish.
+
+    It is idle without `amp`, and where autocast computes in bfloat16, as on CPUs.
+    """
+    float16 = torch.get_autocast_dtype(device.type) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=amp and float16)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
 from mnet_cli.errors import WeightsError
 from mnet_cli.evaluate import Evaluation, score
 from mnet_cli.metrics import Predictions, predictions_of
+from mnet_cli.models.freeze import split_frozen
 from mnet_cli.recipe import plain_values
-from mnet_cli.train.optimization import Mix
+from mnet_cli.train.optimization import Mix, MovingAverage
 from mnet_cli.train.setup import Job
 from mnet_cli.train.supply import CacheUse
 
@@ -85,7 +85,7 @@ class Learner:
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
     mix: Mix | None
-    ema: AveragedModel | None
+    ema: MovingAverage | None
 
 
 def state_of_part(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
@@ -96,6 +96,25 @@ def state_of_part(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
     names, part = list(model.state_dict()), module.state_dict()
     tensors = [tensor.contiguous() for tensor in part.values()]
     return dict(zip(names[len(names) - len(part) :], tensors, strict=True))
+
+
+def load_part(model: nn.Module, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors, by the model's names, into `module`, the last part of `model` or a copy of it.
+
+    A run may go on where the part is another than where it was saved: above the frozen boundary
+    on a CPU, the whole network elsewhere. Frozen tensors that were not saved stay as they are.
+
+    Raises:
+        KeyError: One that is not frozen was not saved.
+    """
+    names, part = list(model.state_dict()), list(module.state_dict())
+    frozen = set(names[: len(split_frozen(model)[0].state_dict())])
+    state = {
+        own: tensors[name]
+        for name, own in zip(names[len(names) - len(part) :], part, strict=True)
+        if name in tensors or name not in frozen
+    }
+    module.load_state_dict(state, strict=False)
 
 
 def as_checkpoint(
@@ -137,7 +156,7 @@ def save_last(job: Job, learner: Learner, result: Fit, steps: int) -> None:
         "scaler": learner.scaler.state_dict(),
         "ema": ema
         and {
-            "updates": int(ema.n_averaged),
+            "updates": ema.updates,
             "state_dict": state_of_part(job.model, ema.module),
         },
         "epoch": len(result.rows),
@@ -222,12 +241,11 @@ def restore_learner(job: Job, learner: Learner, kept: Checkpoint) -> None:
     try:
         learner.optimizer.load_state_dict(training["optimizer"])
         learner.scheduler.load_state_dict(training["scheduler"])
-        learner.scaler.load_state_dict(training["scaler"])
+        if training["scaler"]:  # empty where autocast needed none, such as on a CPU
+            learner.scaler.load_state_dict(training["scaler"])
         if learner.ema:
-            averaged = training["ema"]["state_dict"]
-            names = learner.ema.module.state_dict()
-            learner.ema.module.load_state_dict(dict(zip(names, averaged.values(), strict=True)))
-            learner.ema.n_averaged.fill_(training["ema"]["updates"])
+            load_part(job.model, learner.ema.module, training["ema"]["state_dict"])
+            learner.ema.updates = int(training["ema"]["updates"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _not_resumable(job, error) from error
 
