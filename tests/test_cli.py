@@ -128,7 +128,7 @@ def test_a_class_without_validation_images_is_named_before_training_and_in_the_r
     root = draw_photos(tmp_path / "photos", train=3, val=2)
     shutil.rmtree(root / "val" / "green")
     out = tmp_path / "run"
-    settings = [f"data.root={root}", "train.epochs=1"]
+    settings = [f"data.root={root}", "train.epochs=1", "model.arch=mobilenet_v1"]
     options = [part for setting in settings for part in ("--set", setting)]
     assert run(["train", "-r", str(tiny_recipe), "--out", str(out), *options]) == 0
     output = capsys.readouterr()

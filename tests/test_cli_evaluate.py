@@ -21,6 +21,10 @@ from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import build_model
 
 SMALL = {"width_mult": 0.05, "reduced_tail": True}
+OF_SMALL = [  # for mnet train: an epoch of such a model
+    *("--set", "model.arch=mobilenet_v3_small", "--set", "model.width_mult=0.05"),
+    *("--set", "model.reduced_tail=true", "--set", "train.epochs=1"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -218,11 +222,9 @@ def test_every_command_that_takes_a_run_refuses_unlike_class_indices(
     run_folder.mkdir()
     best = save_model(run_folder, ["blue", "green", "red"])
     (run_folder / "class_indices.json").write_text('{"0": "red", "1": "green", "2": "blue"}')
-    settings = ["model.arch=mobilenet_v3_small", "model.width_mult=0.05"]
-    settings += ["model.reduced_tail=true", f"model.weights={best}"]
-    options = [part for setting in settings for part in ("--set", setting)]
+    weights = ["--set", f"model.weights={best}"]
     commands = {
-        "train": ["-r", str(tiny_recipe), "--out", str(tmp_path / "new"), *options],
+        "train": ["-r", str(tiny_recipe), "--out", str(tmp_path / "new"), *OF_SMALL, *weights],
         "export": [str(run_folder)],
         "bench": [str(best)],
     }
@@ -248,8 +250,7 @@ def test_an_exported_file_must_agree_with_the_class_indices_beside_it(tmp_path, 
 
 def test_a_run_with_unlike_class_indices_is_not_resumed(tiny_recipe, tmp_path, capsys):
     out = tmp_path / "run"
-    command = ["train", "-r", str(tiny_recipe), "--set", "train.epochs=1", "--out", str(out)]
-    assert run(command) == 0
+    assert run(["train", "-r", str(tiny_recipe), "--out", str(out), *OF_SMALL]) == 0
     (out / "summary.json").unlink()
     (out / "class_indices.json").write_text("{}")
     assert run(["train", "--resume", str(out)]) == 4
