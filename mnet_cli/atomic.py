@@ -2,6 +2,8 @@
 
 import errno
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     Raises:
         MachineError: The operating system refused (disk full, read-only, quota).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
     try:
@@ -65,7 +67,7 @@ def settle(temporary: Path, path: Path) -> None:
     for part in temporary.rglob("*"):
         (_sync_folder if part.is_dir() else _sync_file)(part)
     _sync_folder(temporary)
-    older = temporary.with_name(f".{path.name}.{os.getpid()}.tmp")  # goes as a leftover if killed
+    older = _temporary(temporary.with_name(path.name))  # goes as a leftover if killed
     if path.exists():
         path.rename(older)
     try:
@@ -85,7 +87,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     Raises:
         MachineError: The operating system refused, in the block too.
     """
-    scratch = folder / f".scratch.{os.getpid()}.tmp"
+    scratch = _temporary(folder / "scratch")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed process with this number
@@ -100,6 +102,9 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, *, name: str | None = None, owned: bool = False) -> None:
     """Remove what processes which were killed left in `folder` under temporary names.
 
+    Processes of other hosts and containers may share the folder; whether they still run cannot
+    be told here, so their files stay, as do those of earlier versions, which name no host.
+
     Args:
         folder: Where to look.
         name: Only what was to become the file or folder of this name; of any name if None.
@@ -107,11 +112,23 @@ def remove_leftovers(folder: Path, *, name: str | None = None, owned: bool = Fal
             process that was killed in a container has often the number of this one.
     """
     for path in folder.glob(".*.tmp"):
-        final, process, _ = path.name.rsplit(".", 2)
+        final, owner, _ = path.name.rsplit(".", 2)
         if name is not None and final != f".{name}":
             continue
-        if owned or (process.isdecimal() and not _is_running(int(process))):
+        process, _, host = owner.partition("-")
+        is_dead = host == _host() and process.isdecimal() and not _is_running(int(process))
+        if owned or is_dead:
             _remove(path)
+
+
+def _temporary(path: Path) -> Path:
+    """The name of this process's own until a file or folder takes its final one."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.tmp")
+
+
+def _host() -> str:
+    """This host's name in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
 
 
 def _remove(path: Path) -> None:
@@ -148,7 +165,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         MachineError: The operating system refused.
     """
     folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = _temporary(folder)
     try:
         remove_leftovers(folder.parent, name=folder.name)
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number

@@ -1,5 +1,7 @@
 import errno
 import os
+import platform
+import re
 import signal
 import stat
 import subprocess
@@ -107,9 +109,18 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
 def test_leftovers_of_the_folder_are_removed_and_no_others(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    ours, container = f".a.{gone.pid}.tmp", f".a.{os.getpid()}.tmp"  # there pids come again
-    running = f".a.{os.getppid()}.tmp"
-    others = [f".b.{gone.pid}.tmp", f".a.b.{gone.pid}.tmp", f"a.{gone.pid}.tmp", ".a.tmp"]
+    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
+    ours = f".a.{gone.pid}-{host}.tmp"
+    container = f".a.{os.getpid()}-{host}.tmp"  # there pids come again
+    running = f".a.{os.getppid()}-{host}.tmp"
+    others = [
+        f".a.{gone.pid}-elsewhere.tmp",
+        f".a.{gone.pid}.tmp",  # of an earlier version, on any host
+        f".b.{gone.pid}-{host}.tmp",
+        f".a.b.{gone.pid}-{host}.tmp",
+        f"a.{gone.pid}-{host}.tmp",
+        ".a.tmp",
+    ]
     for name in (ours, container, running, *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
