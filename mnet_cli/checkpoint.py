@@ -1,11 +1,12 @@
 """The checkpoint file: everything that evaluation, prediction and export need.
 
-Format 1 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
+Format 2 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
 `format`, `mnet_version`, `arch`, `model_args`, `state_dict`, `class_names`, `preprocess`,
 `recipe` and `metrics`. `last.pt` adds what a run goes on from: `optimizer`, `scheduler`,
 `scaler`, `ema`, `epoch`, `step`, `seed`, `account` (of the weights it began with), `running`
 (the epoch that is under way) and `history` (the epochs before). The `state_dict` of V2 and V3
-has torchvision's names.
+has torchvision's names. Format 1 lacks the version of the decode rules in `preprocess`, and its
+`last.pt` keeps the best epoch's logits.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from mnet_cli.models.registry import build_model
 from mnet_cli.run_directory import check_class_indices
 from mnet_cli.tensorfile import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 TRAINING_KEYS = (
     "optimizer", "scheduler", "scaler", "ema", "epoch", "step", "seed", "account", "running",
     "history",
@@ -108,15 +109,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             model_args=content["model_args"],
             state_dict=content["state_dict"],
             class_names=tuple(content["class_names"]),
-            preprocess=Preprocess.from_dict(content["preprocess"]),
+            preprocess=Preprocess.from_dict(content["preprocess"], str(path)),
             recipe=content["recipe"],
             metrics=content["metrics"],
             training={key: content[key] for key in TRAINING_KEYS if key in content},
             source=path,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            str(path), f"an incomplete checkpoint ({error})", "all keys of format 1 were expected"
+            str(path), f"an incomplete checkpoint ({error})", "all keys of its format were expected"
         ) from error
     check_class_indices(path, checkpoint.class_names)
     return checkpoint

@@ -2,7 +2,8 @@
 
 It stands in the file's own metadata where the format has some, under the key `mnet`, and in
 `<file>.json` beside it. With it a program needs neither mnet nor the checkpoint to turn a
-photograph into the name of a class. Nothing here imports torch.
+photograph into the name of a class. Format 1 lacks the version of the decode rules in
+`preprocess`. Nothing here imports torch.
 """
 
 import json
@@ -14,7 +15,7 @@ from mnet_cli import __version__
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import WeightsError
 
-FORMAT = 1
+FORMAT = 2
 MOST_BATCH = 4096
 KEY = "mnet"  # the contract's name in a file's metadata
 
@@ -112,7 +113,7 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
             )
         del content["input"], content["output"]
         content["class_names"] = _names(content["class_names"])
-        content["preprocess"] = Preprocess.from_dict(content["preprocess"])
+        content["preprocess"] = Preprocess.from_dict(content["preprocess"], where)
         contract = Contract(**content)
         if not (
             isinstance(contract.batch, int)

@@ -6,7 +6,7 @@ import torch
 from torchvision.models import mobilenet_v2 as torchvision_v2
 
 from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
-from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.preprocess import DECODE_RULES, Preprocess
 from mnet_cli.errors import MachineError, WeightsError
 from mnet_cli.models.registry import build_model
 from mnet_cli.tensorfile import read_tensors, write_tensors
@@ -57,8 +57,30 @@ def test_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path):
 
 def test_newer_format_names_both_versions(checkpoint, tmp_path):
     save_checkpoint(tmp_path / "best.pt", checkpoint)
-    write_tensors(tmp_path / "best.pt", read_tensors(tmp_path / "best.pt") | {"format": 2})
-    with pytest.raises(WeightsError, match=r"format 2; format 1 or older"):
+    write_tensors(tmp_path / "best.pt", read_tensors(tmp_path / "best.pt") | {"format": 3})
+    with pytest.raises(WeightsError, match=r"format 3; format 2 or older"):
+        load_checkpoint(tmp_path / "best.pt")
+
+
+def test_the_rules_of_decoding_are_on_record_and_unknown_ones_are_refused(checkpoint, tmp_path):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, checkpoint)
+    content = read_tensors(path)
+    assert content["preprocess"]["decode"] == DECODE_RULES
+    preprocess = dict(content["preprocess"])
+    write_tensors(path, content | {"preprocess": preprocess | {"decode": DECODE_RULES + 1}})
+    with pytest.raises(WeightsError, match=r"best\.pt: decodes images by version 2 .* Update mnet"):
+        load_checkpoint(path)
+    del preprocess["decode"]  # as in format 1
+    write_tensors(path, content | {"format": 1, "preprocess": preprocess})
+    assert load_checkpoint(path).preprocess.decode == 1
+
+
+def test_a_preprocessing_that_is_no_group_of_values_is_refused(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    content = read_tensors(tmp_path / "best.pt") | {"preprocess": "resize"}
+    write_tensors(tmp_path / "best.pt", content)
+    with pytest.raises(WeightsError, match="incomplete checkpoint"):
         load_checkpoint(tmp_path / "best.pt")
 
 

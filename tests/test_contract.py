@@ -60,4 +60,13 @@ def test_damaged_metadata_is_refused(text):
 
 def test_a_newer_format_asks_for_an_update():
     with pytest.raises(WeightsError, match="Update mnet"):
-        read_contract(json.dumps(CONTRACT.to_dict() | {"format": 2}), "a.onnx")
+        read_contract(json.dumps(CONTRACT.to_dict() | {"format": 3}), "a.onnx")
+
+
+def test_unknown_rules_of_decoding_ask_for_an_update():
+    document = CONTRACT.to_dict()
+    document["preprocess"]["decode"] += 1
+    with pytest.raises(WeightsError, match=r"a\.onnx: decodes images by version 2 .* Update mnet"):
+        read_contract(json.dumps(document), "a.onnx")
+    del document["preprocess"]["decode"]
+    assert read_contract(json.dumps(document | {"format": 1}), "a.onnx") == CONTRACT

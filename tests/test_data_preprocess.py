@@ -54,7 +54,7 @@ def test_array_is_contiguous_float32_of_the_asked_size():
 
 def test_dict_survives_json():
     original = preprocess(interpolation="bicubic", background=(1, 2, 3))
-    assert Preprocess.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    assert Preprocess.from_dict(json.loads(json.dumps(original.to_dict())), "a.pt") == original
 
 
 def test_line_names_what_matters():

@@ -6,14 +6,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "mnet_cli"
 
 LADDER = (  # a room imports only rooms of a lower rung; a folder is one room
-    ("errors",),
+    ("errors", "text"),
     (
         "atomic",
         "hashing",
         "interrupts",
         "machine",
         "metrics",
-        "text",
         "models.layers",
         "models.published",
         "data.images",

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mnet_cli.errors import WeightsError
+from mnet_cli.text import printable
+
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -19,9 +22,15 @@ RESAMPLING = {
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 
 
+# The rules by which `data.images` turns a file into pixels: EXIF orientation applied, transparency
+# on the background, channels R, G, B, 16 bits rescaled to 8, an animation's first frame. Raised with
+# every change that gives an image other pixels; files without a version are of the first.
+DECODE_RULES = 1
+
+
 @dataclass(frozen=True)
 class Preprocess:
-    """The whole of evaluation's preprocessing, after the decoder gave an upright RGB image.
+    """The whole of evaluation's preprocessing: how a file becomes the network's input.
 
     Attributes:
         image_size: Side S of the square that the model sees, in pixels.
@@ -30,6 +39,7 @@ class Preprocess:
         mean: Per channel (R, G, B), subtracted from values in [0, 1].
         std: Per channel, divides after the mean.
         background: The colour (R, G, B in 0..255) under transparent pixels.
+        decode: Version of the rules of decoding, `DECODE_RULES`.
     """
 
     image_size: int
@@ -38,6 +48,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     background: tuple[int, int, int]
+    decode: int = DECODE_RULES
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be prepared with."""
@@ -58,8 +69,25 @@ class Preprocess:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """Rebuild what `to_dict` gave."""
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> "Preprocess":
+        """Rebuild what `to_dict` gave.
+
+        Args:
+            values: The plain values.
+            where: The file that holds them, for errors.
+
+        Raises:
+            WeightsError: An image is to be decoded by rules that are unknown here.
+            TypeError, ValueError, KeyError, AttributeError: They are no such values.
+        """
+        decode = values.get("decode", 1)
+        if decode != DECODE_RULES:
+            raise WeightsError(
+                where,
+                f"decodes images by version {printable(str(decode), 20)} of mnet's rules, "
+                f"this mnet by version {DECODE_RULES}",
+                next_step="Update mnet",
+            )
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
