@@ -23,8 +23,8 @@ BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0
 
 
 # The rules by which `data.images` turns a file into pixels: EXIF orientation applied, transparency
-# on the background, channels R, G, B, 16 bits rescaled to 8, an animation's first frame. Raised with
-# every change that gives an image other pixels; files without a version are of the first.
+# on the background, channels R, G, B, 16 bits rescaled to 8, an animation's first frame. Raised
+# with every change that gives an image other pixels; files without a version are of the first.
 DECODE_RULES = 1
 
 
