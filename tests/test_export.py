@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,9 +25,11 @@ from mnet_cli.contract import read_contract
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError
-from mnet_cli.export import FORMATS, Plan, export, formats, gate
+from mnet_cli.export import FORMATS, Plan, export, formats, gate, int8
 from mnet_cli.export.run import balanced
 from mnet_cli.hashing import folder_sha256
+from mnet_cli.models.onnx_forward import OnnxForward
+from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.recipe import load_recipe, plain_values
 from mnet_cli.runtimes import open_classifier
@@ -575,6 +578,31 @@ def test_calibration_takes_turns_with_the_classes_in_a_shuffled_order():
             seen[int(labels[index])] += 1
         expected = sorted(range(size), key=lambda index: (turn[index], labels[index]))
         assert balanced(labels, 40, seed=7) == expected[:40]
+
+
+def test_calibration_lets_go_of_the_activations_it_has_sampled(monkeypatch):
+    seen: list[weakref.ref] = []
+    alive: list[int] = []  # arrays of earlier photographs, at each photograph
+
+    class Watched:
+        def __init__(self, model):
+            self.session, self.real = self, OnnxForward(model).session
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def run(self, names, fed):
+            alive.append(sum(array() is not None for array in seen))
+            outputs = self.real.run(names, fed)
+            seen.extend(map(weakref.ref, outputs))
+            return outputs
+
+    monkeypatch.setattr(int8, "OnnxForward", Watched)
+    model = onnx.load_from_string(to_onnx(build_model("mobilenet_v1", 3, width_mult=0.25).eval()))
+    images = np.random.default_rng(0).standard_normal((6, 3, 64, 64), np.float32)
+    observed = int8.observe(model, images)
+    assert len(alive) == 6
+    assert max(alive) <= len(observed)  # those of one
 
 
 def test_calibration_of_very_many_classes_is_chosen_in_no_time():

@@ -116,7 +116,7 @@ def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:
     for fed in np.split(inputs, len(inputs)):
         for name, array in zip(names, [*session.run(None, {taken.name: fed}), fed], strict=False):
             flat = array.ravel()
-            samples[name].append(flat[:: max(1, len(flat) // SAMPLED)])
+            samples[name].append(flat[:: max(1, len(flat) // SAMPLED)].copy())
             means[name].append(array.mean(axis=(0, *range(2, array.ndim))))
     observed = {}
     for name in names:
