@@ -456,6 +456,25 @@ def test_a_loss_that_is_no_number_in_the_first_epoch_claims_no_checkpoint(
     assert not list(out.glob("*.pt"))
 
 
+def test_weights_that_the_last_step_of_an_epoch_has_spoilt_do_not_replace_good_ones(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    real, calls = loop.take_step, iter(range(1, 100))
+
+    def spoiling(job, learner, *others):
+        real(job, learner, *others)
+        if next(calls) == 2 * STEPS:
+            with torch.no_grad():
+                learner.module.classifier[1].bias.fill_(float("nan"))
+
+    monkeypatch.setattr(loop, "take_step", spoiling)
+    out = tmp_path / "run"
+    assert mnet(["train", "-r", str(tiny_recipe), "--out", str(out)]) == 6
+    last = load_checkpoint(out / "last.pt")
+    assert last.training["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in last.state_dict.values())
+
+
 def test_the_figures_of_a_resumed_epoch_are_of_the_whole_epoch(tiny_recipe, tmp_path, monkeypatch):
     real, pause = loop.take_step, 0.05
 

@@ -103,8 +103,9 @@ def fit(
             restore_learner(job, learner, kept)
 
         def keep(learner: Learner = learner, steps: int = supply.steps) -> None:
-            losses = result.running.losses
-            if losses and not torch.stack(losses).isfinite().all():
+            # A loss of the step before is finite yet where a step has spoilt the weights.
+            numbers = [*result.running.losses, *learner.module.parameters()]
+            if not all(tensor.isfinite().all() for tensor in numbers):
                 return  # the good checkpoint stays
             result.seconds = time.monotonic() - started
             save_last(job, learner, result, steps)
