@@ -9,6 +9,7 @@ photograph into the name of a class. Format 1 lacks the version of the decode ru
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mnet_cli import __version__
@@ -82,6 +83,11 @@ class Contract:
     def to_json(self) -> str:
         """Return the document as text, ASCII only, the same for the same contract."""
         return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def document_of(file: Path) -> Path:
+    """The document beside an exported file; there, `file` holds the file's hashes besides."""
+    return file.with_name(f"{file.name}.json")
 
 
 def read_contract(text: str | bytes | None, where: str) -> Contract:

@@ -10,6 +10,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's content, as 64 hex digits."""
+    return folder_sha256(path) if path.is_dir() else file_sha256(path)
+
+
 def folder_sha256(folder: Path) -> str:
     """SHA-256 of a folder's content, as 64 hex digits.
 

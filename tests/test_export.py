@@ -24,15 +24,15 @@ from mnet_cli.cli import run
 from mnet_cli.contract import read_contract
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import MachineError, UsageError
+from mnet_cli.errors import MachineError, UsageError, WeightsError
 from mnet_cli.export import FORMATS, Plan, export, formats, gate, int8
 from mnet_cli.export.run import balanced
-from mnet_cli.hashing import folder_sha256
+from mnet_cli.hashing import content_sha256, folder_sha256
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.recipe import load_recipe, plain_values
-from mnet_cli.runtimes import open_classifier
+from mnet_cli.runtimes import open_classifier, refuse_changed
 
 # Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
 INSTALLED = [name for name, wanted in FORMATS.items() if all(map(find_spec, wanted.packages))]
@@ -522,6 +522,70 @@ def test_eval_of_an_exported_file_gives_the_checkpoints_scores(tiny_run, capsys)
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["confusion"] == documents[1]["confusion"]
     assert documents[0]["loss"] == pytest.approx(documents[1]["loss"], abs=1e-4)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [name for name in RUN_HERE if name != "pt2"])  # slow to convert
+def test_a_file_that_changed_since_its_export_is_refused(name, photos, tmp_path, capsys):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    [result] = exported(source, photos, plan(tmp_path, formats=[name]))
+    file = json.loads((tmp_path / f"{result.path.name}.json").read_text())["file"]
+    photo = str(next(photos.rglob("*.jpg")))
+    for part in (file["name"], *file["companions"]):
+        flip_a_bit(tmp_path / part)
+        assert run(["predict", "-c", str(result.path), photo]) == 4
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        [line] = captured.err.splitlines()
+        assert f"{part}: changed since it was exported (sha256 " in line
+        assert {**file["companions"], file["name"]: file["sha256"]}[part][:12] in line
+        flip_a_bit(tmp_path / part)  # back
+    assert run(["predict", "-c", str(result.path), photo]) == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"file": 3}', '{"file": {"sha256": 3}}', "[" * 100_000]
+)
+def test_a_damaged_document_beside_a_file_is_refused(content, tmp_path):
+    (tmp_path / "model.onnx.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"model\.onnx\.json: no hashes of model\.onnx in it"):
+        open_classifier(tmp_path / "model.onnx", "cpu")
+
+
+def test_a_file_without_its_document_is_taken_as_it_is(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    [result] = exported(source, photos, plan(tmp_path))
+    (tmp_path / f"{result.path.name}.json").unlink()
+    assert run(["predict", "-c", str(result.path), str(next(photos.rglob("*.jpg")))]) == 0
+
+
+def test_companions_and_folders_are_compared_too(tmp_path):
+    file, companion = tmp_path / "model.xml", tmp_path / "model.bin"
+    file.write_text("graph")
+    companion.write_text("weights")
+    about = {"sha256": content_sha256(file), "companions": {"old.bin": content_sha256(companion)}}
+    (tmp_path / "model.xml.json").write_text(json.dumps({"file": about}))
+    refuse_changed(file)
+    companion.write_text("others")
+    with pytest.raises(WeightsError, match=r"model\.bin: changed since"):
+        refuse_changed(file)
+    companion.unlink()
+    with pytest.raises(WeightsError, match=r"model\.bin: cannot be read"):
+        refuse_changed(file)
+    package = tmp_path / "model.mlpackage"
+    package.mkdir()
+    (package / "part").write_text("weights")
+    about = {"sha256": content_sha256(package)}
+    (tmp_path / "model.mlpackage.json").write_text(json.dumps({"file": about}))
+    refuse_changed(package)
+    (package / "another").touch()
+    with pytest.raises(WeightsError, match=r"model\.mlpackage: changed since"):
+        refuse_changed(package)
 
 
 def test_bench_times_what_it_is_given(tiny_run, capsys):

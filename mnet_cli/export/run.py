@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.atomic import remove_leftovers, scratch_folder, settle
 from mnet_cli.checkpoint import Checkpoint, build_from
-from mnet_cli.contract import Contract
+from mnet_cli.contract import Contract, document_of
 from mnet_cli.data.dataset import DataSet
 from mnet_cli.data.inference import outputs_of
 from mnet_cli.data.preprocess import Preprocess
@@ -21,7 +21,7 @@ from mnet_cli.evaluate import stacked
 from mnet_cli.export.formats import FORMATS, PRECISIONS, Writer, find_writer
 from mnet_cli.export.gate import Proof, compare, eager, fault
 from mnet_cli.export.network import Baked, Network
-from mnet_cli.hashing import file_sha256, folder_sha256
+from mnet_cli.hashing import content_sha256, file_sha256
 from mnet_cli.machine import BATCH
 from mnet_cli.run_directory import write_json
 from mnet_cli.runtimes import Classify, as_input, classified_preprocess, open_classifier
@@ -169,7 +169,7 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Writer]:
     for name in writers:
         target = plan.out / _file_name(checkpoint.arch, name, plan)
         companion = target.with_suffix(FORMATS[name].companion or target.suffix)
-        for path in (target, companion, _document(target)):
+        for path in (target, companion, document_of(target)):
             if path.exists() and not plan.force:
                 raise UsageError(str(path), "exists", "a new file was expected", "Or add --force")
     with scratch_folder(plan.out):
@@ -259,10 +259,15 @@ def _hand_over(file: Path, target: Path, contract: Contract) -> int:
 
     An older file goes first, so that at no moment parts of two stand together.
     """
-    size = sum(map(_size, file.parent.iterdir()))
-    digest = folder_sha256 if file.is_dir() else file_sha256
-    about = {"name": target.name, "bytes": size, "sha256": digest(file)}
-    write_json(_document(file), {**contract.to_dict(), "file": about})
+    parts = [*file.parent.iterdir()]
+    size = sum(map(_size, parts))
+    about = {
+        "name": target.name,
+        "bytes": size,
+        "sha256": content_sha256(file),
+        "companions": {part.name: content_sha256(part) for part in sorted(parts) if part != file},
+    }
+    write_json(document_of(file), {**contract.to_dict(), "file": about})
     if target.is_file():
         target.unlink()
     for path in sorted(file.parent.iterdir(), key=lambda path: path == file):
@@ -314,8 +319,3 @@ def _answers(
 def _file_name(arch: str, name: str, plan: Plan) -> str:
     baked = ".baked" if plan.bake else ""
     return f"{arch}{PRECISIONS[plan.precision]}{baked}{FORMATS[name].suffix}"
-
-
-def _document(target: Path) -> Path:
-    """The contract beside a file."""
-    return target.with_name(f"{target.name}.json")

@@ -4,6 +4,8 @@ Each runtime of exported files has one small adapter, a module of this folder wi
 `load(path, device) -> (Run, contract)`; it takes what the file takes, in numpy's arrays.
 """
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.contract import Contract
+from mnet_cli.contract import Contract, document_of
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.hashing import content_sha256
 from mnet_cli.run_directory import check_class_indices
 
 if TYPE_CHECKING:
@@ -67,13 +70,14 @@ def open_classifier(path: Path, device: str) -> Classifier:
     """Open a checkpoint, a run directory or an exported file on the device that `device` names.
 
     Raises:
-        WeightsError: There is no usable checkpoint or exported file at `path`, or
-            `class_indices.json` beside it has other class names.
+        WeightsError: There is no usable checkpoint or exported file at `path`, an exported file
+            has changed since, or `class_indices.json` beside it has other class names.
         MachineError: The package that runs such files is not installed.
         UsageError: The device is not to be had.
     """
     if path.suffix not in ADAPTERS:
         return _open_checkpoint(path, device)
+    refuse_changed(path)
     adapter = import_module(f"{__name__}.{ADAPTERS[path.suffix]}")
     run, contract = adapter.load(path, device)
     check_class_indices(path, contract.class_names)
@@ -85,6 +89,58 @@ def open_classifier(path: Path, device: str) -> Classifier:
         source=path,
         batch=contract.batch,
     )
+
+
+def refuse_changed(path: Path) -> None:
+    """Compare an exported file and its companions with the hashes in the document beside it.
+
+    Raises:
+        WeightsError: One differs or cannot be read, or the document is damaged.
+    """
+    for part, expected in _recorded_hashes(path).items():
+        try:
+            found = content_sha256(part)
+        except OSError as error:
+            raise WeightsError(
+                str(part),
+                f"cannot be read ({error.strerror or error})",
+                "an exported file was expected",
+                "Export it again",
+            ) from error
+        if found != expected:
+            raise WeightsError(
+                str(part),
+                f"changed since it was exported (sha256 {found[:12]}…)",
+                f"{expected[:12]}… was expected, as {document_of(path).name} says",
+                "Copy both files again from where they were exported, or export again",
+            )
+
+
+def _recorded_hashes(path: Path) -> dict[Path, str]:
+    """The SHA-256 of an exported file and of its companions, from the document beside it.
+
+    Raises:
+        WeightsError: The document is damaged; where there is none, nothing is known.
+    """
+    document = document_of(path)
+    try:
+        file = json.loads(document.read_text(encoding="utf-8"))["file"]
+        recorded = {path: file["sha256"]}
+        for name, digest in file.get("companions", {}).items():
+            # By the suffix, as runtimes find it: the files may have been renamed together.
+            recorded[path.with_suffix(Path(name).suffix)] = digest
+        if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in recorded.values()):
+            raise ValueError("no SHA-256")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            str(document),
+            f"no hashes of {path.name} in it ({type(error).__name__})",
+            "the document that mnet export wrote was expected",
+            "Copy both files again from where they were exported, or export again",
+        ) from error
+    return recorded
 
 
 def as_classify(run: Run, contract: Contract) -> Classify:
