@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from mnet_cli import predict
-from mnet_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
 from mnet_cli.cli import run
 from mnet_cli.contract import read_contract
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
 from mnet_cli.export import FORMATS, Plan, export, formats, gate, int8
+from mnet_cli.export import run as export_run
 from mnet_cli.export.run import balanced
 from mnet_cli.hashing import content_sha256, folder_sha256
 from mnet_cli.models.onnx_forward import OnnxForward
@@ -127,6 +128,26 @@ def test_every_network_exports_and_answers_as_its_checkpoint(
     files = [path for path in tmp_path.glob(f"{arch}.*") if path.suffix not in (".pt", ".json")]
     assert document["file"]["bytes"] == sum(path.stat().st_size for path in files)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("arch", "arguments", "size"), VARIANTS)
+def test_the_fast_form_of_the_reference_is_the_plain_one(arch, arguments, size, photos, tmp_path):
+    model = build_from(load_checkpoint(lively(tmp_path, arch, photos, size, **arguments)))
+    images = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
+    expected = gate.eager(model)(images)
+    assert gate.is_same(gate.fused(model)(images), expected)
+    assert not gate.is_same(expected + 1e-4 * np.ptp(expected), expected)
+
+
+@pytest.mark.parametrize("fast", [lambda model: lambda images: images[:, :, 0, 0], lambda model: 0])
+def test_a_fast_form_that_answers_otherwise_or_not_at_all_is_not_trusted(
+    fast, photos, tmp_path, monkeypatch
+):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    monkeypatch.setattr(export_run, "fused", fast)
+    [result] = exported(source, photos, plan(tmp_path))
+    assert result.refused == ""
+    assert result.proof.max_delta < 1e-4
 
 
 @pytest.mark.parametrize("name", RUN_HERE)
