@@ -14,6 +14,7 @@ What is done besides, and why (a trained MobileNet loses several points of top-1
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from mnet_cli.machine import BATCH, cores
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.runtimes.quiet import quiet
 
@@ -111,17 +113,23 @@ def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:
     names = [value.name for value in session.get_outputs()]
     if taken.type == "tensor(float)":
         names.append(taken.name)
-    samples: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    means: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    for fed in np.split(inputs, len(inputs)):
-        for name, array in zip(names, [*session.run(None, {taken.name: fed}), fed], strict=False):
+
+    def look(fed: NDArray[Any]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """A sample of each tensor, and its mean by channel, for one input."""
+        seen = []
+        for array in [*session.run(None, {taken.name: fed}), fed][: len(names)]:
             flat = array.ravel()
-            samples[name].append(flat[:: max(1, len(flat) // SAMPLED)].copy())
-            means[name].append(array.mean(axis=(0, *range(2, array.ndim))))
+            sample = flat[:: max(1, len(flat) // SAMPLED)].copy()  # a view would keep all of it
+            seen.append((sample, array.mean(axis=(0, *range(2, array.ndim)))))
+        return seen
+
+    with ThreadPoolExecutor(cores()) as pool:
+        inputs_seen = list(pool.map(look, np.split(inputs, len(inputs))))
     observed = {}
-    for name in names:
-        low, high = np.percentile(np.concatenate(samples[name]), (TAIL, 100 - TAIL))
-        observed[name] = Observed(float(low), float(high), np.mean(means[name], axis=0))
+    for name, seen in zip(names, zip(*inputs_seen, strict=True), strict=True):
+        samples, means = zip(*seen, strict=True)
+        low, high = np.percentile(np.concatenate(samples), (TAIL, 100 - TAIL))
+        observed[name] = Observed(float(low), float(high), np.mean(means, axis=0))
     return observed
 
 
@@ -238,4 +246,8 @@ def _is_depthwise(node: NodeProto) -> bool:
 
 
 def _run(model: ModelProto, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    return OnnxForward(model.SerializeToString())(inputs)
+    """The outputs of a graph, of any batch, which each core computes for some of the inputs."""
+    forward = OnnxForward(model.SerializeToString())
+    parts = [inputs[at : at + BATCH] for at in range(0, len(inputs), BATCH)]
+    with ThreadPoolExecutor(cores()) as pool:
+        return np.concatenate([*pool.map(forward, parts)])
