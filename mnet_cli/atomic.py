@@ -1,12 +1,13 @@
 """The one way in which mnet writes files: whole under the final name, or not at all."""
 
 import errno
+import hashlib
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,9 +127,16 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.tmp")
 
 
+@cache
 def _host() -> str:
-    """This host's name in letters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
+    """What tells this host's processes from others': its name and its space of pids, hashed.
+
+    Containers may share a host's name, and long names differ at their ends.
+    """
+    space = ""
+    with suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())  # Linux
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:12]
 
 
 def _remove(path: Path) -> None:

@@ -86,6 +86,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint of mnet; or `class_indices.json` beside it has other class names.
     """
     if path.is_dir():
+        if not (path / "best.pt").exists():
+            raise WeightsError(
+                str(path),
+                "no best.pt in this folder: it is no run, or no epoch of it has ended",
+                next_step=f"Go on with: mnet train --resume {path}, or name another --checkpoint",
+            )
         path = path / "best.pt"
     content = read_tensors(path)
     version = content.get("format")

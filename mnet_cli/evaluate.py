@@ -1,7 +1,7 @@
 """How good a classifier is on labelled images, and where it is wrong."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,8 @@ def open_images(
         skip_bad=recipe.data.skip_bad,
         on_progress=on_progress,
     )
+    skipped = [f"{path}: left out ({fault})" for path, fault in images.skipped]
+    images = replace(images, notes=(*images.notes, *skipped))
     return take_split(images, manifest) if divided else images
 
 

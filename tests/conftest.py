@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mnet_cli.atomic import atomic_write
+
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -73,6 +75,19 @@ def tiny_recipe(tmp_path, photos) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.replace("ROOT", str(photos)), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def host_in_names(tmp_path_factory):
+    """The function that tells what temporary names of this host have after the pid."""
+
+    def look() -> str:
+        folder = tmp_path_factory.mktemp("names")
+        with atomic_write(folder / "seen"):
+            [path] = folder.glob(".seen.*.tmp")
+        return path.suffixes[-2].rpartition("-")[2]
+
+    return look
 
 
 needs_shared = pytest.mark.skipif(

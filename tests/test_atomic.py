@@ -1,7 +1,6 @@
 import errno
 import os
 import platform
-import re
 import signal
 import stat
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mnet_cli import atomic
 from mnet_cli.atomic import atomic_folder, atomic_write, settle
 from mnet_cli.errors import MachineError
 
@@ -105,11 +105,21 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "deep" / "a" / "whole").is_file()
 
 
+def test_temporary_names_of_two_hosts_differ_though_they_begin_alike(host_in_names, monkeypatch):
+    names = []
+    for end in ("abcde", "vwxyz"):
+        monkeypatch.setattr(platform, "node", lambda end=end: f"{'flowers-training-' * 4}{end}")
+        atomic._host.cache_clear()
+        names.append(host_in_names())
+    atomic._host.cache_clear()
+    assert len(set(names)) == 2
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX alone tells whether a process runs")
-def test_leftovers_of_the_folder_are_removed_and_no_others(tmp_path):
+def test_leftovers_of_the_folder_are_removed_and_no_others(tmp_path, host_in_names):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
+    host = host_in_names()
     ours = f".a.{gone.pid}-{host}.tmp"
     container = f".a.{os.getpid()}-{host}.tmp"  # there pids come again
     running = f".a.{os.getppid()}-{host}.tmp"

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import resource
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from mnet_cli.data.check import check_images
 from mnet_cli.data.loaders import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, UsageError
+from mnet_cli.features import boundary as features_boundary
 from mnet_cli.features import extract, store
 from mnet_cli.features.boundary import facts_of_machine, find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
@@ -134,6 +134,7 @@ def test_whatever_changes_the_rows_makes_them_new(files, other):
         (platform, "machine", "another"),
         (torch.backends.cpu, "get_cpu_capability", "ANOTHER"),
         (PIL.features, "version", "0.0"),
+        (features_boundary, "version", "0.0"),  # of simplejpeg among others
     ],
 )
 def test_another_processor_or_libjpeg_has_a_store_of_its_own(
@@ -357,11 +358,11 @@ def test_clearing_while_it_is_computed_costs_only_time(files, monkeypatch):
     )
 
 
-def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(files):
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(files, host_in_names):
     folder = features(files).folder
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
+    host = host_in_names()
     stays = {f".about.json.{os.getppid()}-{host}.tmp", f".about.json.{dead.pid}-elsewhere.tmp"}
     for name in (f".about.json.{dead.pid}-{host}.tmp", *stays):
         (folder / name).touch()

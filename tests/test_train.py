@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from mnet_cli.train.optimization import (
     build_scaler,
     build_scheduler,
 )
-from mnet_cli.train.supply import auto_views
+from mnet_cli.train.supply import auto_views, choose_views
 
 CPU = torch.device("cpu")
 STARTER = ("model.weights=starter", "model.freeze=features", "data.image_size=64", "train.lr=5e-2")
@@ -403,6 +404,14 @@ def test_each_phase_has_a_boundary_of_its_own(tiny_recipe):
 def test_auto_keeps_four_views_of_up_to_5000_images_and_fewer_of_more():
     counts = (2, 700, 5_000, 5_001, 10_000, 20_000, 1_000_000)
     assert [auto_views(count) for count in counts] == [4, 4, 4, 3, 2, 1, 1]
+
+
+def test_a_phase_that_began_with_fewer_views_goes_on_with_them(tiny_recipe):
+    job = prepared(tiny_recipe, *FROZEN, "model.freeze=features[:14]", "train.epochs=12")
+    maps = SimpleNamespace(is_map=True)
+    assert choose_views(job, maps, range(1, 13)) == {}
+    views = choose_views(job, maps, range(1, 13), cached=4)
+    assert [views[epoch] for epoch in range(1, 13)] == [1, 2, 3, 4] * 3
 
 
 def test_a_balanced_sampler_learns_from_the_cache_too(tiny_recipe):

@@ -51,7 +51,7 @@ def check(
             str(root),
             f"{len(counted)} finding{'s' * (len(counted) > 1)}, {counted[0].kind} first",
             "none was expected" if strict else "no serious one was expected",
-            "Fix what is listed above; data.skip_bad=true leaves unreadable images out",
+            "Fix what is listed above",
         )
 
 

@@ -74,6 +74,7 @@ def evaluate(
         "checkpoint": classifier.source,
         "data": images.root,
         "split": chosen,
+        "skipped": len(images.skipped),
         **_as_document(result),
     }
     console.show(document, lambda: _show(document, result))

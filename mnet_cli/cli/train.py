@@ -141,14 +141,13 @@ def _refuse_launcher() -> None:
 
 @contextmanager
 def _saying_how_to_resume(run: Path) -> Iterator[None]:
-    """Let a signal's message say how the run goes on, if it has a state to go on from."""
+    """Let a signal's message say where the run's state is, and how it goes on."""
     try:
         yield
     except StopSignal as stop:
         state = run / "last.pt"
-        if state.exists():
-            command = f"mnet train --resume {shlex.quote(str(run))}"
-            stop.next_step = f"The state is in {state}. Go on with: {command}"
+        place = f"The state is in {state}" if state.exists() else "No step is saved yet"
+        stop.next_step = f"{place}. Go on with: mnet train --resume {shlex.quote(str(run))}"
         raise
 
 

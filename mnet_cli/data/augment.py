@@ -21,7 +21,7 @@ POLICIES = {  # what follows the random crop and flip, by its name in torchvisio
     "trivialaugment": ("TrivialAugmentWide",),
 }
 
-PIXELS = 1  # raised with every change that gives a view other pixels
+PIXELS = 2  # raised with every change that gives a view other pixels
 
 View = Callable[[Photograph], Tensor]
 

@@ -228,6 +228,6 @@ def _bad_images(root: Path, bad: Sequence[tuple[Path, str]]) -> DataError:
         str(root),
         f"{len(bad)} bad image{'s' * (len(bad) > 1)}, {bad[0][0].name} first",
         "images that decode were expected",
-        "Mend or remove them, or leave them out with --set data.skip_bad=true",
+        "Fix or remove them; mnet train leaves them out with --set data.skip_bad=true",
         details,
     )

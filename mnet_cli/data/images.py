@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import stat
 import struct
 import warnings
@@ -28,7 +29,10 @@ DECODER = f"rules {RULES}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__ve
 # Of a JPEG's modes: simplejpeg's name, and Pillow's raw mode, in which CMYK is inverted.
 LAYOUTS = {"L": ("GRAY", "L"), "RGB": ("RGB", "RGB"), "CMYK": ("CMYK", "CMYK;I")}
 DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")  # libjpeg's warnings of lost pixels
+# What it also says of bytes between the segments of the header, which are no pixels.
+HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-9])")
 PNG_SIGNATURE = 8  # bytes before the first chunk
+PNG_DEPTH = 24  # the byte that gives the bits of a sample
 
 # Pillow warns below its limit and raises above twice that; ours is one limit and an error.
 Image.MAX_IMAGE_PIXELS = None
@@ -103,6 +107,9 @@ class Photograph:
             turned = self._shrinks and image.getexif().get(ExifTags.Base.Orientation) in TURNED
             if image.format == "PNG":
                 _check_chunks(content)
+                clear = image.info.get("transparency")
+                if image.mode == "RGB" and clear and content[PNG_DEPTH] == 16:  # Pillow gives 8
+                    image.info["transparency"] = tuple(level >> 8 for level in clear)
             self._decoded = (1, None if self._shrinks else self._upright(image))
         except BROKEN as error:
             raise _damaged(content, where, error) from error
@@ -225,7 +232,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
     try:
         pixels = simplejpeg.decode_jpeg(content, layout, buffer=room, **least)
     except ValueError as error:
-        if str(error).startswith(DAMAGE):
+        if str(error).startswith(DAMAGE) and not HARMLESS.search(str(error)):
             raise
         if times > 1:
             image.draft(None, (image.width // times, image.height // times))
@@ -270,9 +277,6 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
             "8 or 16 bits a channel were expected",
             "Rescale the image to 8 bits",
         )
-    clear = image.info.get("transparency")
-    if image.mode == "RGB" and clear and max(clear) > 255:  # of a PNG whose 16 bits are now 8
-        image.info["transparency"] = tuple(level >> 8 for level in clear)
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

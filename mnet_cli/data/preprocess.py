@@ -24,7 +24,8 @@ BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0
 
 # The rules by which `data.images` turns a file into pixels: EXIF orientation applied, transparency
 # on the background, channels R, G, B, 16 bits rescaled to 8, an animation's first frame. Raised
-# with every change that gives an image other pixels; files without a version are of the first.
+# with every change that gives an image other pixels; files without a version are of the first,
+# but for the transparent colour of 16-bit PNGs, which was lost before there were versions.
 DECODE_RULES = 1
 
 
@@ -81,7 +82,7 @@ class Preprocess:
             TypeError, ValueError, KeyError, AttributeError: They are no such values.
         """
         decode = values.get("decode", 1)
-        if decode != DECODE_RULES:
+        if not (isinstance(decode, int) and 1 <= decode <= DECODE_RULES):
             raise WeightsError(
                 where,
                 f"decodes images by version {printable(str(decode), 20)} of mnet's rules, "
@@ -91,7 +92,7 @@ class Preprocess:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return cls(**fields)
+        return cls(**{"decode": decode} | fields)
 
     def __str__(self) -> str:
         """The value as one short line."""

@@ -16,7 +16,8 @@ from mnet_cli.models.forward import Forward, compile_forward
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
 
-LIBRARIES = ("onnxruntime", "pillow", "torch", "torchvision")  # other versions, other last bits
+# Other versions, other last bits; simplejpeg brings the libjpeg that decodes most JPEGs.
+LIBRARIES = ("onnxruntime", "pillow", "simplejpeg", "torch", "torchvision")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ def fit(
         freeze(model, phase.freeze)
         before = frozen_fingerprint(model)
         result.frozen = max(result.frozen, len(before))
-        supply = build_supply(job, batches, epochs, result.position, result.cached, on_features)
+        cached = None
+        if result.cached is not None:
+            cached = result.caches[-1].views if result.cached else 0
+        supply = build_supply(job, batches, epochs, result.position, cached, on_features)
         result.cached = supply.cache is not None
         on_phase(supply)
         if supply.cache and not kept:

@@ -34,13 +34,15 @@ def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Op
         {"params": [p for p in learning if p.ndim > 1], "weight_decay": train.weight_decay},
         {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    # The fused kernels of MPS leave gradients as the scaler of float16 has made them.
+    fused = all(parameter.device.type != "mps" for parameter in learning)
     match train.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, fused=True)
+            return torch.optim.AdamW(groups, lr=lr, fused=fused)
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, fused=True)
+            return torch.optim.Adam(groups, lr=lr, fused=fused)
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=train.momentum, fused=True)
+            return torch.optim.SGD(groups, lr=lr, momentum=train.momentum, fused=fused)
 
 
 def build_scheduler(

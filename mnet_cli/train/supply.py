@@ -77,7 +77,7 @@ def build_supply(
     batches: EpochBatches,
     epochs: range,
     position: tuple[int, int],
-    cached: bool | None = None,
+    cached: int | None = None,
     on_features: Progress | None = None,
 ) -> Supply:
     """Choose how a phase is supplied, now that its frozen part is frozen.
@@ -87,8 +87,8 @@ def build_supply(
         batches: The keys of an epoch's batches.
         epochs: The epochs of the phase, counted from 1.
         position: The epoch that training starts in, and the batches of it that are done.
-        cached: Whether the phase began with the cache, which a resumed one must go on with, or
-            without; None for a phase that begins.
+        cached: Views of each image in the cache that the phase began with, 0 for none, with which
+            a resumed one must go on; None for a phase that begins.
         on_features: Called with (done, total) while features are computed.
 
     Raises:
@@ -100,9 +100,9 @@ def build_supply(
     if not len(front) or mixing:  # images are mixed before they enter the network
         return _from_images(job, batches, epochs, position)
     note = ""
-    if cached_views and cached is not False:
+    if cached_views and cached != 0:
         boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
-        views = choose_views(job, boundary, epochs)
+        views = choose_views(job, boundary, epochs, cached)
         try:
             if views:
                 return _from_cache(job, batches, boundary, views, rest, on_features)
@@ -115,10 +115,17 @@ def build_supply(
     return replace(live(job, batches, epochs, position), note=note)
 
 
-def choose_views(job: Job, boundary: Boundary, epochs: range) -> dict[int, int]:
-    """The view of each image that each epoch takes from the cache; empty where none are kept."""
+def choose_views(
+    job: Job, boundary: Boundary, epochs: range, cached: int | None = None
+) -> dict[int, int]:
+    """The view of each image that each epoch takes from the cache; empty where none are kept.
+
+    A phase that an earlier version began may have fewer views than `auto` would take now.
+    """
     data = job.recipe.data
-    if data.augment == "none":
+    if cached and cached < len(epochs):
+        views = cached
+    elif data.augment == "none":
         views = 1
     elif data.cached_views != "auto":
         views = data.cached_views
