@@ -407,6 +407,14 @@ def test_signals_end_training_with_their_codes_and_say_how_to_go_on(work, name, 
     assert run(["eval", "--checkpoint", str(run_folder), "--quiet"]) == 0
 
 
+def test_a_run_without_a_checkpoint_says_how_to_go_on(work, tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    assert run(["eval", "--checkpoint", str(tmp_path / "begun")]) == 4
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "no epoch of it has ended" in said
+    assert f"mnet train --resume {tmp_path / 'begun'}" in said
+
+
 def test_cache_is_listed_and_cleared(capsys):
     assert run(["cache", "info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stores"] == []

@@ -90,6 +90,12 @@ def test_transparent_sixteen_bit_colour_shows_the_background():
     assert [image.getpixel((x, 0)) for x in range(2)] == [(1, 2, 3), (255, 0, 0)]
 
 
+def test_a_small_value_is_transparent_in_sixteen_bits_too():
+    colours = np.asarray([[(200, 200, 200), (200 * 256, 200 * 256, 200 * 256)]] * 2)
+    image = decode_image(png(2, colours, (200, 200, 200)), "x", (1, 2, 3))
+    assert [image.getpixel((x, 0)) for x in range(2)] == [(1, 2, 3), (200, 200, 200)]
+
+
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (31, 15)), (6, (15, 0))])
 def test_exif_orientation_is_applied(orientation, corner):
     image = Image.new("RGB", (32, 16), "white")
@@ -229,6 +235,14 @@ def test_damage_in_the_middle_of_a_jpeg_is_a_fault_with_libjpegs_words(times):
 def test_bytes_behind_a_jpegs_end_are_no_damage():
     content = encoded(photo(), "JPEG")
     assert decode_image(content + bytes(100), "x") == decode_image(content, "x")
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc0", b"\xff\xc4"])
+def test_bytes_between_the_segments_of_a_jpegs_header_are_no_damage(marker):
+    content = encoded(photo(), "JPEG")
+    place = content.index(marker)
+    found = decode_image(content[:place] + b"\x01" + content[place:], "x")
+    assert np.array_equal(np.asarray(found), np.asarray(decode_image(content, "x")))
 
 
 @pytest.mark.parametrize("kind", [b"IDAT", b"IEND"])
