@@ -10,5 +10,5 @@ echo "== ruff"
 echo "== mypy"
 .venv/bin/mypy
 echo "== pytest"
-# Two busy processes make idle OpenMP threads spin; passive waiting keeps the run short.
-OMP_WAIT_POLICY=passive .venv/bin/python -m pytest "$@"
+# Busy processes make idle OpenMP threads of others spin; passive waiting keeps the run short.
+OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --dist worksteal "$@"
