@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mnet_cli import console
 from mnet_cli.atomic import atomic_write
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
@@ -26,6 +27,12 @@ def no_users_cache(tmp_path_factory):
 def own_cache(no_users_cache, tmp_path_factory, monkeypatch):
     """Give each test a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch):
+    """Give each test the settings of a command line without options."""
+    monkeypatch.setattr(console, "settings", console.Settings())
 
 
 @pytest.fixture(autouse=True)

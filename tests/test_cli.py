@@ -14,18 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnet_cli import console
 from mnet_cli.cli import run
 from mnet_cli.features.cache import open_folder
 from mnet_cli.features.store import record_type, write_shard
 
 MNET = Path(sys.executable).with_name("mnet")
 LAST_LINE = r"^mnet: error: .+: .+"
-
-
-@pytest.fixture(autouse=True)
-def own_settings(monkeypatch):
-    monkeypatch.setattr(console, "settings", console.Settings())
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +395,7 @@ def test_signals_end_training_with_their_codes_and_say_how_to_go_on(work, name, 
     assert "Traceback" not in rest
     run_folder = tmp_path / "run"
     assert rest.splitlines()[-1] == (
-        f"mnet: error: mnet: stopped by {name}. The state is in {run_folder / 'last.pt'}. "
+        f"mnet: error: {name}: stopped. The state is in {run_folder / 'last.pt'}. "
         f"Go on with: mnet train --resume {run_folder}"
     )
     assert run(["eval", "--checkpoint", str(run_folder), "--quiet"]) == 0

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mnet_cli import console
 from mnet_cli.checkpoint import Checkpoint, save_checkpoint
 from mnet_cli.cli import run
 from mnet_cli.contract import Contract
@@ -25,11 +24,6 @@ OF_SMALL = [  # for mnet train: an epoch of such a model
     *("--set", "model.arch=mobilenet_v3_small", "--set", "model.width_mult=0.05"),
     *("--set", "model.reduced_tail=true", "--set", "train.epochs=1"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_settings(monkeypatch):
-    monkeypatch.setattr(console, "settings", console.Settings())
 
 
 @pytest.fixture

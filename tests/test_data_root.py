@@ -20,11 +20,6 @@ train: {epochs: 1, lr: 1.0e-2}
 """
 
 
-@pytest.fixture(autouse=True)
-def own_settings(monkeypatch):
-    monkeypatch.setattr(console, "settings", console.Settings())
-
-
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
     """A project folder with photographs and a run that names them by a relative path."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mnet_cli import console
 from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.cli import run
 
@@ -23,8 +22,7 @@ posix_shell = pytest.mark.skipif(os.name != "posix", reason="a shell closes the 
 
 
 @pytest.fixture(autouse=True)
-def own_settings(monkeypatch, tmp_path):
-    monkeypatch.setattr(console, "settings", console.Settings())
+def own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 

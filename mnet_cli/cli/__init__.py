@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(_usage_error(error))
     except StopSignal as stop:
         die_on_signals()
-        console.error(MnetError("mnet", f"stopped by {stop.number.name}", "", stop.next_step))
+        console.error(MnetError(stop.number.name, "stopped", next_step=stop.next_step))
         return stop.exit_code
     except SystemExit as leaving:
         if not isinstance(leaving.__context__, BrokenPipeError):

@@ -22,7 +22,9 @@ SPARE = 2  # a JPEG decoded smaller keeps so many times the pixels that are need
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
 
-RULES = 2  # raised with every change of which images are refused, or of what is said of them
+# Raised with every change of which images are refused, or of what is said of them; changes of
+# pixels are counted by `preprocess.DECODE_RULES`.
+RULES = 2
 # What an image's fault, or that it has none, depends on besides its bytes.
 DECODER = f"rules {RULES}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 

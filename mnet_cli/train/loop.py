@@ -106,10 +106,12 @@ def fit(
             restore_learner(job, learner, kept)
 
         def keep(learner: Learner = learner, steps: int = supply.steps) -> None:
-            # A loss of the step before is finite yet where a step has spoilt the weights.
-            numbers = [*result.running.losses, *learner.module.parameters()]
-            if not all(tensor.isfinite().all() for tensor in numbers):
+            losses, weights = result.running.losses, learner.module.parameters()
+            if losses and not torch.stack(losses).isfinite().all():
                 return  # the good checkpoint stays
+            # The last step may have made the weights NaN: its own loss was computed before.
+            if not all(weight.isfinite().all() for weight in weights):
+                return
             result.seconds = time.monotonic() - started
             save_last(job, learner, result, steps)
 
