@@ -28,10 +28,10 @@ from typing import Any
 
 from PIL import Image
 
-from mnet_cli import console
-from mnet_cli.data.scan import IMAGE_EXTENSIONS
-from mnet_cli.machine import cores
-from mnet_cli.run_directory import write_json
+from mnet_cli.cli import console
+from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS
+from mnet_cli.system.atomic import write_json
+from mnet_cli.system.machine import cores
 
 HERE = Path(__file__).parent
 MNET = [str(Path(sys.executable).with_name("mnet"))]

@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from mnet_cli import console
-from mnet_cli.data.scan import SPLITS, scan_splits
-from mnet_cli.run_directory import write_json
+from mnet_cli.cli import console
+from mnet_cli.data.sources.folder import SPLITS, scan_splits
+from mnet_cli.system.atomic import write_json
 
 MNET = [sys.executable, "-c", "from mnet_cli.cli import main; main()"]
 

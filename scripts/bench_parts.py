@@ -22,17 +22,17 @@ from PIL import Image
 from torchvision import transforms
 
 from mnet_cli.data.augment import Augmentation
-from mnet_cli.data.check import check_images
 from mnet_cli.data.images import open_photograph, read_image, times_smaller
-from mnet_cli.data.loaders import ViewDataset, key_batches, load_views
+from mnet_cli.data.loader import ViewDataset, key_batches, load_views
 from mnet_cli.data.preprocess import Preprocess, eval_array
-from mnet_cli.data.scan import scan_classes
+from mnet_cli.data.sources.folder import scan_classes
+from mnet_cli.data.validate import check_images
 from mnet_cli.features.boundary import find_boundary
 from mnet_cli.features.extract import Wanted, cached_features
-from mnet_cli.machine import BATCH, cores
 from mnet_cli.models.freeze import freeze, split_frozen
 from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
+from mnet_cli.system.machine import BATCH, cores
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD, (255, 255, 255))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mnet_cli import console
+from mnet_cli.cli import console
 
 MNET = str(Path(sys.executable).with_name("mnet"))
 CLASSES, SIZE = 10, 48

@@ -40,12 +40,14 @@ import torch._dynamo  # what children would import one by one
 import torchvision.transforms.v2  # noqa: F401
 from PIL import Image
 
-from mnet_cli import console
-from mnet_cli.checkpoint import build_from, load_checkpoint
+from mnet_cli.cli import console
 from mnet_cli.data.images import decode_image
 from mnet_cli.errors import MachineError, MnetError
+from mnet_cli.formats.checkpoint import build_from, load_checkpoint
 from mnet_cli.recipe import load_recipe
-from mnet_cli.train import fit, prepare_data, prepare_job, resume_job, write_results
+from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
+from mnet_cli.training.summary import write_results
+from mnet_cli.training.trainer import fit
 
 RECIPE = """\
 schema: 1

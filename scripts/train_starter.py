@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from mnet_cli import console
-from mnet_cli.checkpoint import load_checkpoint
+from mnet_cli.cli import console
 from mnet_cli.data.sample import draw_sample
+from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.models.weights import STARTER_FILE
 from mnet_cli.recipe import parse_recipe
-from mnet_cli.tensorfile import write_tensors
-from mnet_cli.train import fit, prepare_data, prepare_job
+from mnet_cli.system.tensorfile import write_tensors
+from mnet_cli.training.setup import prepare_data, prepare_job
+from mnet_cli.training.trainer import fit
 
 RECIPE = """\
 schema: 1

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mnet_cli import console
-from mnet_cli.atomic import atomic_write
+from mnet_cli.cli import console
+from mnet_cli.system.atomic import atomic_write
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 SHARED = Path(__file__).parents[2] / "shared"

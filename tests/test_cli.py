@@ -451,8 +451,9 @@ def test_what_needs_no_network_imports_no_torch(arguments, code):
 
 def test_prediction_needs_no_torch_until_a_checkpoint_is_opened():
     script = (
-        "import sys; import mnet_cli.predict, mnet_cli.evaluate, mnet_cli.runtimes, "
-        "mnet_cli.data.dataset; assert not {'torch', 'torchvision'} & set(sys.modules)"
+        "import sys; import mnet_cli.inference.predict, mnet_cli.inference.evaluate; "
+        "import mnet_cli.runtimes, mnet_cli.data.dataset; "
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == 0, done.stderr

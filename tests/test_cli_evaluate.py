@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mnet_cli.checkpoint import Checkpoint, save_checkpoint
 from mnet_cli.cli import run
-from mnet_cli.contract import Contract
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.formats.checkpoint import Checkpoint, save_checkpoint
+from mnet_cli.formats.contract import Contract
 from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import build_model
 

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from mnet_cli import console
-from mnet_cli.cli import run
-from mnet_cli.run_directory import find_data, write_data_root
+from mnet_cli.cli import console, run
+from mnet_cli.training.run_directory import find_data, write_data_root
 
 RECIPE = """\
 schema: 1

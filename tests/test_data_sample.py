@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mnet_cli.data.sample import CLASS_NAMES, draw_flower, draw_sample
-from mnet_cli.data.scan import scan_splits
+from mnet_cli.data.sources.folder import scan_splits
 from mnet_cli.errors import DataError
 
 SMALL = {"train_per_class": 3, "val_per_class": 2, "size": 48}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mnet_cli.data import split
-from mnet_cli.data.scan import scan_splits
+from mnet_cli.data.sources.folder import scan_splits
 from mnet_cli.data.split import assign, split_folder
 from mnet_cli.errors import DataError
 

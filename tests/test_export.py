@@ -18,22 +18,25 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_cli import predict
-from mnet_cli.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
 from mnet_cli.cli import run
-from mnet_cli.contract import read_contract
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
-from mnet_cli.export import FORMATS, Plan, export, formats, gate, int8
-from mnet_cli.export import run as export_run
-from mnet_cli.export.run import balanced
-from mnet_cli.hashing import content_sha256, folder_sha256
+from mnet_cli.export import FORMATS, Plan, export
+from mnet_cli.export import parity as gate
+from mnet_cli.export import pipeline as export_run
+from mnet_cli.export.pipeline import balanced
+from mnet_cli.formats import quantization as int8
+from mnet_cli.formats import registry as formats
+from mnet_cli.formats.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
+from mnet_cli.formats.contract import read_contract
+from mnet_cli.inference import predict
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.recipe import load_recipe, plain_values
 from mnet_cli.runtimes import open_classifier, refuse_changed
+from mnet_cli.system.hashing import content_sha256, folder_sha256
 
 # Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
 INSTALLED = [name for name, wanted in FORMATS.items() if all(map(find_spec, wanted.packages))]
@@ -216,7 +219,7 @@ def test_a_conversion_that_fails_is_refused_and_the_others_go_on(photos, tmp_pat
         raise RuntimeError("no such operator\nand more")
 
     broken = {"float32": (formats.Setting("", fails),)}
-    monkeypatch.setattr("mnet_cli.export.onnx.PRECISIONS", broken)
+    monkeypatch.setattr("mnet_cli.formats.onnx.PRECISIONS", broken)
     source = lively(tmp_path, "mobilenet_v1", photos)
     first, second = exported(source, photos, plan(tmp_path, formats=["onnx", "torchscript"]))
     assert first.refused == "RuntimeError: no such operator"
@@ -410,7 +413,7 @@ def test_a_core_ml_package_is_not_run_elsewhere(tmp_path):
 
 def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_path, monkeypatch):
     verdicts = iter(["too far"] * 4 + ["", ""])
-    monkeypatch.setattr("mnet_cli.export.run.fault", lambda *_: next(verdicts))
+    monkeypatch.setattr("mnet_cli.export.pipeline.fault", lambda *_: next(verdicts))
     [result] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
     assert [reason for _, reason in result.tried] == ["too far"] * 4
     assert result.setting == "16-bit activations, squeeze-excitation and head in float"

@@ -16,12 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_cli import machine
-from mnet_cli.data import loaders
+from mnet_cli.data import loader as loaders
 from mnet_cli.data.augment import Augmentation
-from mnet_cli.data.check import check_images
-from mnet_cli.data.loaders import ViewDataset
+from mnet_cli.data.loader import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.validate import check_images
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.features import boundary as features_boundary
 from mnet_cli.features import extract, store
@@ -29,8 +28,9 @@ from mnet_cli.features.boundary import facts_of_machine, find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
 from mnet_cli.features.extract import Wanted, cached_features
 from mnet_cli.features.store import open_rows, record_type, write_shard
-from mnet_cli.machine import allow_open_files
 from mnet_cli.models.registry import build_model
+from mnet_cli.system import machine
+from mnet_cli.system.machine import allow_open_files
 
 CPU = torch.device("cpu")
 SMALL = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnet_cli.checkpoint import build_from, load_checkpoint
-from mnet_cli.contract import read_contract
 from mnet_cli.data.images import decode_image
 from mnet_cli.errors import DataError, MnetError, WeightsError
+from mnet_cli.formats.checkpoint import build_from, load_checkpoint
+from mnet_cli.formats.contract import read_contract
 from mnet_cli.runtimes import open_classifier
 
 FILE_PER_EXAMPLE = settings(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mnet_cli.features.store import open_rows, record_type
-from mnet_cli.predict import predict
+from mnet_cli.inference.predict import predict
 from mnet_cli.runtimes import open_classifier
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ from mnet_cli.models import weights
 from mnet_cli.models.published import published
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 from mnet_cli.models.weights import find_weights, load_matching, timm_to_mnet
-from mnet_cli.tensorfile import write_tensors
+from mnet_cli.system.tensorfile import write_tensors
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "weights"
 WIDTH = 0.25  # small models make quick tests

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mnet_cli.errors import MachineError
-from mnet_cli.evaluate import Evaluation, score
-from mnet_cli.metrics import Predictions
+from mnet_cli.inference.evaluate import Evaluation, score
+from mnet_cli.inference.metrics import Predictions
 from mnet_cli.report.html import WrongImage, write_report
 
 VOID = {"meta", "br", "img", "line", "polyline"}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mnet_cli.checkpoint import load_checkpoint
 from mnet_cli.cli import run
+from mnet_cli.formats.checkpoint import load_checkpoint
 
 PROGRAM = "from mnet_cli.cli import main; main()"
 FULL = Path("/dev/full")

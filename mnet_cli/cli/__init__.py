@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from typer.exceptions import TyperException
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.app import app
 from mnet_cli.errors import MachineError, MnetError, UsageError
-from mnet_cli.interrupts import StopSignal, die_on_signals, raise_on_signals
+from mnet_cli.system.signals import StopSignal, die_on_signals, raise_on_signals
 
 BUG = 1
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mnet_cli import __version__, console
+from mnet_cli import __version__
+from mnet_cli.cli import console
 from mnet_cli.cli.bench import bench
 from mnet_cli.cli.cache import clear, show_cache
 from mnet_cli.cli.data import check, fetch, sample, split
@@ -19,7 +20,7 @@ from mnet_cli.cli.predict import predict
 from mnet_cli.cli.recipes import list_recipes, schema, show
 from mnet_cli.cli.train import train
 from mnet_cli.errors import MachineError
-from mnet_cli.interrupts import StopSignal
+from mnet_cli.system.signals import StopSignal
 
 Command = Callable[..., None]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 
 
 def bench(
@@ -17,9 +17,9 @@ def bench(
     ] = 100,
 ) -> None:
     """Time checkpoints and exported files against each other, decoding not included."""
-    from mnet_cli.machine import BATCH, cores
+    from mnet_cli.inference.timing import time_classifiers
     from mnet_cli.runtimes import open_classifier
-    from mnet_cli.timing import time_classifiers
+    from mnet_cli.system.machine import BATCH, cores
 
     classifiers = {str(file): open_classifier(file, "cpu") for file in dict.fromkeys(files)}
     with console.bar("timing", unit="round") as on_progress:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from mnet_cli import console
+from mnet_cli.cli import console
 
 if TYPE_CHECKING:
     from mnet_cli.features.cache import CachedFolder

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mnet_cli.data.doctor import Finding, Health
+    from mnet_cli.data.audit import Finding, Health
     from mnet_cli.data.split import SplitCounts
 
 LISTED = 10  # findings of a kind on the screen; --json lists all
@@ -33,7 +33,7 @@ def check(
     ] = False,
 ) -> None:
     """Look for bad images, duplicates and classes that do not fit; change nothing."""
-    from mnet_cli.data.doctor import SERIOUS, examine
+    from mnet_cli.data.audit import SERIOUS, examine
 
     with console.bar("looking") as on_progress, console.bar("comparing", "step") as on_comparing:
         health = examine(root, on_progress, on_comparing)
@@ -75,7 +75,7 @@ def fetch(
     seed: SeedOption = 0,
 ) -> None:
     """Download the 3,670 flower photographs (229 MB), then split them into train and val."""
-    from mnet_cli.data.flower_photos import fetch_flower_photos
+    from mnet_cli.data.sources.flower_photos import fetch_flower_photos
 
     if name != "flowers":
         raise UsageError(f'"{name}"', "nothing of that name to fetch", '"flowers" was expected')

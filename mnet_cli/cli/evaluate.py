@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.options import (
     BatchSizeOption,
     CheckpointOption,
@@ -13,10 +13,10 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, RefusedError
-from mnet_cli.text import listing
+from mnet_cli.system.text import listing
 
 if TYPE_CHECKING:
-    from mnet_cli.evaluate import Evaluation
+    from mnet_cli.inference.evaluate import Evaluation
 
 WRONG_LISTED = 20  # wrong files on the screen; --json lists all
 WEAKEST_LISTED = 20  # classes on the screen where there are too many for a matrix; --json lists all
@@ -42,13 +42,14 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Score a trained model on labelled images and list what it gets wrong."""
-    from mnet_cli import evaluate as evaluation
-    from mnet_cli.run_directory import latest_run
+    from mnet_cli.inference import evaluate as evaluation
     from mnet_cli.runtimes import open_classifier
+    from mnet_cli.training.run_directory import latest_run
+    from mnet_cli.training.run_images import open_images
 
     classifier = open_classifier(checkpoint or latest_run(), device)
     with console.bar("checking images") as on_progress:
-        images = evaluation.open_images(classifier, data, on_progress)
+        images = open_images(classifier, data, on_progress)
     console.notes(images.notes)
     chosen = split or ("all" if "all" in images.splits else "val")
     if chosen not in images.splits:
@@ -122,7 +123,7 @@ def _show(document: dict[str, Any], result: "Evaluation") -> None:
 
 def _show_classes(result: "Evaluation") -> None:
     """Print the scores of every class, or of the weakest where there are many."""
-    from mnet_cli.evaluate import MAX_MATRIX_CLASSES
+    from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES
 
     percent, total = console.percent, len(result.class_names)
     rows, title = list(zip(result.class_names, result.scores, strict=True)), ""
@@ -141,7 +142,7 @@ def _show_classes(result: "Evaluation") -> None:
 
 def _show_confusion(result: "Evaluation") -> None:
     """Print the confusion matrix, or the most confused pairs where it has no room."""
-    from mnet_cli.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS
+    from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS
 
     names = result.class_names
     if len(names) <= MAX_MATRIX_CLASSES:

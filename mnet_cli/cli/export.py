@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.options import run_behind
 from mnet_cli.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from mnet_cli.export import Exported
+    from mnet_cli.inference.timing import Timing
     from mnet_cli.runtimes import Classifier
-    from mnet_cli.timing import Timing
 
 ROUNDS = 50  # calls of each file that the table's milliseconds come from
 
@@ -78,10 +78,11 @@ def export(
             raise UsageError(option, "no effect without --int8")
 
     from mnet_cli import export as exporting
-    from mnet_cli.checkpoint import load_checkpoint
-    from mnet_cli.evaluate import open_images
-    from mnet_cli.run_directory import latest_run, write_json
+    from mnet_cli.formats.checkpoint import load_checkpoint
     from mnet_cli.runtimes import open_classifier
+    from mnet_cli.system.atomic import write_json
+    from mnet_cli.training.run_directory import latest_run
+    from mnet_cli.training.run_images import open_images
 
     where = run or latest_run()
     source = where / "best.pt" if where.is_dir() else where
@@ -121,8 +122,8 @@ def export(
 
 def _time(reference: "Classifier", results: "Sequence[Exported]") -> "dict[str, Timing]":
     """Time the checkpoint and every file that runs here, in turns."""
+    from mnet_cli.inference.timing import time_classifiers
     from mnet_cli.runtimes import open_classifier
-    from mnet_cli.timing import time_classifiers
 
     classifiers = {"checkpoint": reference} | {
         str(result.path): open_classifier(result.path, "cpu")

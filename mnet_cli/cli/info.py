@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import typer
 
 def run_behind(path: Path | None) -> Path | None:
     """Take the run that runs/latest names where it is a text file, not a link."""
-    from mnet_cli.run_directory import follow_latest
+    from mnet_cli.training.run_directory import follow_latest
 
     return path and follow_latest(path)
 

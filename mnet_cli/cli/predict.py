@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.options import (
     BatchSizeOption,
     CheckpointOption,
@@ -18,10 +18,10 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, MachineError, UsageError
-from mnet_cli.text import printable
+from mnet_cli.system.text import printable
 
 if TYPE_CHECKING:
-    from mnet_cli.predict import Prediction
+    from mnet_cli.inference.predict import Prediction
 
 Write = Callable[["Prediction"], None]
 STDIN = "-"
@@ -55,9 +55,9 @@ def predict(
     if plot and plot.exists() and not force:
         raise UsageError(f"--plot {plot}", "exists", "a new file was expected", "Or add --force")
 
-    from mnet_cli import predict as prediction
-    from mnet_cli.run_directory import latest_run
+    from mnet_cli.inference import predict as prediction
     from mnet_cli.runtimes import open_classifier
+    from mnet_cli.training.run_directory import latest_run
 
     prediction.refuse_unmatched(path for path in paths if path != STDIN)
     images = prediction.find_images(_arguments(paths))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.options import OverrideOption
 
 

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnet_cli import console
+from mnet_cli.cli import console
 from mnet_cli.cli.options import DeviceOption, OverrideOption, run_behind
 from mnet_cli.errors import RecipeError, UsageError, WeightsError
-from mnet_cli.interrupts import StopSignal
-from mnet_cli.text import listing
+from mnet_cli.system.signals import StopSignal
+from mnet_cli.system.text import listing
 
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import WeightsAccount
     from mnet_cli.recipe import Recipe
-    from mnet_cli.train import CacheUse, Fit, Job, Supply
+    from mnet_cli.training.batches import CacheUse, Supply
+    from mnet_cli.training.setup import Job
+    from mnet_cli.training.state import Fit
 
 HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
 
@@ -61,9 +63,11 @@ def train(
     else:
         raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
 
-    from mnet_cli import train as training
     from mnet_cli.models.freeze import stage_table
     from mnet_cli.runtimes import choose_device
+    from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
+    from mnet_cli.training.summary import summarize, write_results
+    from mnet_cli.training.trainer import fit
 
     chosen = choose_device(device)
     if resolved.output.tensorboard:
@@ -71,7 +75,7 @@ def train(
 
         require_tensorboard()  # before anything is made
     with console.bar("checking images") as on_progress:
-        data = training.prepare_data(resolved, on_progress, root)
+        data = prepare_data(resolved, on_progress, root)
     console.notes(data.notes)
     if data.skipped:
         console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
@@ -82,9 +86,9 @@ def train(
     console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
     with console.bar("weights", unit="B") as on_progress:
         if resume:
-            job = training.resume_job(resolved, data, chosen, resume, on_progress)
+            job = resume_job(resolved, data, chosen, resume, on_progress)
         else:
-            job = training.prepare_job(resolved, data, chosen, out, on_progress)
+            job = prepare_job(resolved, data, chosen, out, on_progress)
     if job.kept:
         console.note(f"resumed: {job.run} at step {job.kept.training['step']:,}")
     else:
@@ -116,15 +120,15 @@ def train(
             console.bar("features") as on_features,
             console.bar("training", unit="batch") as on_batch,
         ):
-            result = training.fit(
+            result = fit(
                 job,
                 on_features=on_features,
                 on_phase=on_phase,
                 on_batch=on_batch,
                 on_epoch=on_epoch,
             )
-        _write_report(job, result, training.summarize(job, result))
-        summary = training.write_results(job, result)  # last: with it the run is complete
+        _write_report(job, result, summarize(job, result))
+        summary = write_results(job, result)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
 
 
@@ -173,7 +177,7 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     if not recipe and not overrides:
         return load_recipe(file)
 
-    from mnet_cli.train.setup import recipe_differences
+    from mnet_cli.training.setup import recipe_differences
 
     wanted = load_recipe(recipe or file, overrides)
     differences = recipe_differences(plain_values(load_recipe(file)), plain_values(wanted))
@@ -191,7 +195,7 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
 def _data_of(run: Path, recipe: "Recipe") -> Path:
     """Where the data set of a run is; a `data.root` that is given now comes first."""
     from mnet_cli.recipe import load_recipe
-    from mnet_cli.run_directory import find_data
+    from mnet_cli.training.run_directory import find_data
 
     root = Path(recipe.data.root)
     if recipe.data.root != load_recipe(run / "recipe.yaml").data.root:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.data.check import check_images, same_bytes
 from mnet_cli.data.paths import Files, Names
-from mnet_cli.data.scan import ImageSet, match_classes, scan_splits
+from mnet_cli.data.sources.folder import ImageSet, match_classes, scan_splits
 from mnet_cli.data.split import assign
+from mnet_cli.data.validate import check_images, same_bytes
 from mnet_cli.errors import DataError, WeightsError
 
 LISTED = 20  # bad images named in an error; the rest are counted

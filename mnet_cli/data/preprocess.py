@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mnet_cli.errors import WeightsError
-from mnet_cli.text import printable
+from mnet_cli.system.text import printable
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,

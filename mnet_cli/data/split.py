@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mnet_cli.atomic import atomic_folder, atomic_write
-from mnet_cli.data.scan import ImageSet, scan_splits
+from mnet_cli.data.sources.folder import ImageSet, scan_splits
 from mnet_cli.errors import DataError
-from mnet_cli.hashing import file_sha256
-from mnet_cli.text import printable, readable
+from mnet_cli.system.atomic import atomic_folder, atomic_write
+from mnet_cli.system.hashing import file_sha256
+from mnet_cli.system.text import printable, readable
 
 MANIFEST = "split.csv"
 COLUMNS = ("path", "class", "split", "sha256")

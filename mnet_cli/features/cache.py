@@ -12,10 +12,9 @@ from typing import Any
 
 import platformdirs
 
-from mnet_cli.atomic import remove_leftovers
 from mnet_cli.errors import MachineError, UsageError
 from mnet_cli.features.store import FORMAT
-from mnet_cli.run_directory import write_json
+from mnet_cli.system.atomic import remove_leftovers, write_json
 
 ABOUT = "about.json"
 CAP_VARIABLE, CAP_GB = "MNET_CACHE_GB", 10.0

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.data.augment import PIXELS
-from mnet_cli.data.loaders import JoinedViews, Key, ViewDataset, key_batches, load_views
+from mnet_cli.data.loader import JoinedViews, Key, ViewDataset, key_batches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary
 from mnet_cli.features.cache import make_room, open_folder
 from mnet_cli.features.store import Keys, Rows, open_rows, record_type, row_keys, write_shard
-from mnet_cli.machine import BATCH
+from mnet_cli.system.machine import BATCH
 
 SHARD = 32_000_000  # bytes; a kill loses no more than these
 ATTEMPTS = 4  # to find all rows there: another process may clear the cache meanwhile

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.atomic import atomic_write
 from mnet_cli.errors import MachineError
-from mnet_cli.machine import SPARE_FILES, allow_open_files, cores
+from mnet_cli.system.atomic import atomic_write
+from mnet_cli.system.machine import SPARE_FILES, allow_open_files, cores
 
 FORMAT = 1
 KEY = np.dtype("V32")

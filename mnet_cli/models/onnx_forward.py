@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.machine import BATCH
+from mnet_cli.system.machine import BATCH
 
 
 class OnnxForward:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.download import download
+from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.errors import RecipeError, WeightsError
-from mnet_cli.hashing import file_sha256
 from mnet_cli.models.published import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,8 +25,9 @@ from mnet_cli.models.published import (
     published,
     published_for,
 )
-from mnet_cli.run_directory import check_class_indices
-from mnet_cli.tensorfile import read_tensors
+from mnet_cli.system.download import download
+from mnet_cli.system.hashing import file_sha256
+from mnet_cli.system.tensorfile import read_tensors
 
 NONE = "none"
 SOURCE_NAMES = (NONE, STARTER, *PUBLISHED_NAMES)

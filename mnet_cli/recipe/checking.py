@@ -11,7 +11,7 @@ from mnet_cli.errors import RecipeError
 from mnet_cli.recipe.reading import Document, KeyPath, Problem, dotted
 from mnet_cli.recipe.rules import RULES, Rule
 from mnet_cli.recipe.schema import SCHEMA_VERSION, Recipe, json_schema
-from mnet_cli.text import printable
+from mnet_cli.system.text import printable
 
 MAX_PROBLEMS = 20  # what fits a screen
 

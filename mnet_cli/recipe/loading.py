@@ -19,7 +19,7 @@ from mnet_cli.recipe.reading import (
     read_yaml,
 )
 from mnet_cli.recipe.schema import Recipe
-from mnet_cli.text import printable
+from mnet_cli.system.text import printable
 
 _PACKAGE = Path(__file__).parent.parent
 

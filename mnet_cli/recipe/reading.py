@@ -15,7 +15,7 @@ import yaml
 from yaml import events as ev
 
 from mnet_cli.errors import RecipeError
-from mnet_cli.text import printable
+from mnet_cli.system.text import printable
 
 MAX_SIZE = 64 * 1024
 MAX_DEPTH = 16

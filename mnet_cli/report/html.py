@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mnet_cli.atomic import atomic_write
 from mnet_cli.data.images import read_image
 from mnet_cli.errors import DataError
-from mnet_cli.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS, Evaluation
-from mnet_cli.text import listing, printable
+from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS, Evaluation
+from mnet_cli.system.atomic import atomic_write
+from mnet_cli.system.text import listing, printable
 
 MAX_WRONG = 24
 MAX_DOTTED_EPOCHS = 40  # beyond that, dots hide the line

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mnet_cli.atomic import atomic_write
-from mnet_cli.text import printable
+from mnet_cli.system.atomic import atomic_write
+from mnet_cli.system.text import printable
 
 SIDE = 512  # pixels of the photograph's longer side, enlarged or reduced
 MARGIN = 20

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.contract import Contract, document_of
+from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
-from mnet_cli.hashing import content_sha256
-from mnet_cli.run_directory import check_class_indices
+from mnet_cli.formats.contract import Contract, document_of
+from mnet_cli.system.hashing import content_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -237,7 +237,7 @@ def choose_device(name: str) -> "torch.device":
 
 
 def _open_checkpoint(path: Path, device: str) -> Classifier:
-    from mnet_cli.checkpoint import build_from, load_checkpoint
+    from mnet_cli.formats.checkpoint import build_from, load_checkpoint
     from mnet_cli.models.forward import compile_forward
 
     checkpoint, chosen = load_checkpoint(path), choose_device(device)

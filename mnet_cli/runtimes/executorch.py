@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnet_cli.contract import KEY, Contract, read_contract
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
-from mnet_cli.runtimes.quiet import quiet
+from mnet_cli.system.quiet import quiet
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:

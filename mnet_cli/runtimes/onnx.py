@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mnet_cli.contract import KEY, Contract, read_contract
 from mnet_cli.errors import WeightsError
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.runtimes import Run, not_loadable, require_cpu
 

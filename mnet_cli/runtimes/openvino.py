@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.machine import cores
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.runtimes import Run, missing_extra, not_loadable, require_cpu
+from mnet_cli.system.machine import cores
 
 SETTINGS = {  # a stream of one thread for each core, and no bfloat16 where a processor has it
     "INFERENCE_NUM_THREADS": cores(),

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnet_cli.contract import KEY, Contract, read_contract
-from mnet_cli.own_files import read_own
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.runtimes import Run, not_loadable, require_cpu
+from mnet_cli.system.trusted_files import read_own
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:

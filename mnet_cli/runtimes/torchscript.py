@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnet_cli.contract import KEY, Contract, read_contract
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.models.forward import DEVICE_LOCK
-from mnet_cli.own_files import read_own
 from mnet_cli.runtimes import Run, choose_device, not_loadable
-from mnet_cli.runtimes.quiet import quiet
+from mnet_cli.system.quiet import quiet
+from mnet_cli.system.trusted_files import read_own
 
 
 def load(path: Path, device: str) -> tuple[Run, Contract]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from mnet_cli.atomic import atomic_folder, atomic_write
 from mnet_cli.data.sample.scene import CLASS_NAMES, draw_flower
 from mnet_cli.errors import DataError
-from mnet_cli.text import printable
+from mnet_cli.system.atomic import atomic_folder, atomic_write
+from mnet_cli.system.text import printable
 
 __all__ = ["CLASS_NAMES", "MARKER", "draw_flower", "draw_sample"]
 

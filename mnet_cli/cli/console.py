@@ -1,0 +1,279 @@
+"""The only room that prints: results on stdout, everything else on stderr."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mnet_cli.errors import MachineError, MnetError
+from mnet_cli.system.text import printable, readable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOTES = 10  # lines of one kind
+UNLIMITED = 1_000_000  # columns, to find out how wide a table is
+
+
+@dataclass
+class Settings:
+    """How the command that runs prints.
+
+    Attributes:
+        json: Print the result as JSON.
+        quiet: Print results and errors only.
+        traceback: Show the Python traceback of an error.
+        needs_reader: A closed stdout is an error, as it is in training.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    traceback: bool = False
+    needs_reader: bool = False
+
+
+settings = Settings()
+
+
+class OutputClosedError(MachineError):
+    """The reader of stdout has left, as in `mnet … | head`, and the command does not need it."""
+
+
+def line(content: object = "") -> None:
+    """Print one line of a result."""
+    text(printable(str(content)) + "\n")
+
+
+def text(content: str) -> None:
+    """Print text of several lines, which mnet made itself, as a result.
+
+    Raises:
+        OutputClosedError: Nobody reads it any more.
+        MachineError: It cannot be written.
+    """
+    with _written(sys.stdout):
+        sys.stdout.write(content)
+
+
+def flush() -> None:
+    """Write what is still in the buffer of stdout; raises as `text` does."""
+    with _written(sys.stdout):
+        sys.stdout.flush()
+
+
+def note(content: object) -> None:
+    """Print one line of news on stderr, unless `--quiet`."""
+    if not settings.quiet:
+        _write_news(printable(str(content)) + "\n")
+
+
+def notes(texts: Sequence[str]) -> None:
+    """Print the first of many lines of news, and how many more there are."""
+    for content in texts[:NOTES]:
+        note(f"note: {content}")
+    if len(texts) > NOTES:
+        note(f"note: … and {len(texts) - NOTES} more like these")
+
+
+def error(problem: MnetError) -> None:
+    """Print an error: its details, then the one line that says it all."""
+    lines = [*problem.details, f"mnet: error: {problem}"]
+    with suppress(MachineError), _written(sys.stderr):  # if closed, the exit code must do
+        sys.stderr.write("".join(printable(one) + "\n" for one in lines))
+
+
+def document(content: Any) -> None:
+    """Print one JSON document as a result."""
+    text(json.dumps(content, indent=2, default=_plain_value) + "\n")
+
+
+def json_line(content: Any) -> None:
+    """Print one JSON document on one line as a result."""
+    text(json.dumps(content, default=_plain_value) + "\n")
+
+
+def show(content: Any, render: Callable[[], None]) -> None:
+    """Print a result: `content` as JSON if asked for, else whatever `render` prints.
+
+    Where the reader leaves before the end, the rest is dropped and the command goes on: what it
+    still checks decides on its exit code.
+    """
+    with suppress(OutputClosedError):
+        if settings.json:
+            document(content)
+        else:
+            render()
+        flush()
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    news: bool = False,
+) -> None:
+    """Print a table; columns whose name starts with `>` are set to the right.
+
+    Args:
+        columns: The header.
+        rows: The cells; numbers as the caller formatted them.
+        title: Above the table.
+        news: Print on stderr and respect `--quiet`: the table is no result.
+    """
+    if news and settings.quiet:
+        return
+    from rich.console import Console
+
+    stream = sys.stderr if news else sys.stdout
+    drawn = _draw(columns, rows, title)
+    terminal = stream.isatty()
+    width = None if terminal else _width(drawn)
+    # Not straight to the stream: rich ends the process where a pipe is closed.
+    page = io.TextIOWrapper(io.BytesIO(), stream.encoding, errors="backslashreplace")
+    Console(file=page, width=width, force_terminal=terminal, highlight=False).print(drawn)
+    page.seek(0)
+    (_write_news if news else text)(page.read())
+
+
+def fits(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
+    """Whether `table` can print on stdout without breaking a cell: always off a terminal."""
+    from rich.console import Console
+
+    return not sys.stdout.isatty() or _width(_draw(columns, rows)) <= Console().width
+
+
+def _draw(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> "Table":
+    """Lay out a table; a cell that is too wide is broken into lines, never cut off."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        drawn.add_column(
+            Text(printable(name.removeprefix(">"))),
+            justify="right" if name[0] == ">" else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    return drawn
+
+
+def _width(drawn: "Table") -> int:
+    """Columns that a table takes with no cell broken."""
+    from rich.console import Console
+
+    return Console(width=UNLIMITED).measure(drawn).maximum
+
+
+@contextmanager
+def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr; yields `on_progress(done, total)`.
+
+    It appears with the first step, goes with the last, and comes back for another round.
+    There is none where stderr is no terminal, with NO_COLOR, or with `--quiet`.
+    """
+    if settings.quiet or not sys.stderr.isatty() or "NO_COLOR" in os.environ:
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    drawn: tqdm[Any] | None = None
+
+    def advance(done: int, total: int) -> None:
+        nonlocal drawn
+        if drawn is None:
+            scale = unit == "B"
+            drawn = tqdm(
+                desc=title,
+                unit=unit,
+                total=total,
+                unit_scale=scale,
+                leave=False,
+                dynamic_ncols=True,
+            )
+        drawn.update(done - drawn.n)
+        if done >= total:
+            drawn.close()
+            drawn = None
+
+    try:
+        yield advance
+    finally:
+        if drawn is not None:
+            drawn.close()
+
+
+def _above_bars() -> AbstractContextManager[None]:
+    """Take the bars that are on the screen, if any, out of the way of what is written."""
+    if "tqdm" not in sys.modules:
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)
+
+
+def lost_stream(stream: TextIO, error: OSError) -> MachineError:
+    """The error of a stream that cannot be written; what is still to come is dropped.
+
+    Args:
+        stream: stdout or stderr. That stderr has no reader any more is an error, unless it is the
+            same pipe as stdout (`mnet … 2>&1 | head`).
+        error: What writing to it raised.
+    """
+    closed = isinstance(error, BrokenPipeError)
+    shared = os.path.sameopenfile(stream.fileno(), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # Without this the interpreter would try once more at its exit, and leave with code 120.
+    for lost in (stream, sys.stdout) if shared else (stream,):
+        os.dup2(nowhere, lost.fileno())
+    os.close(nowhere)
+    kind = OutputClosedError if closed and shared and not settings.needs_reader else MachineError
+    advice = "Send it to a program that reads all of it" if closed else "Free some space"
+    return kind(
+        "stderr" if stream is sys.stderr else "stdout",
+        f"cannot be written ({error.strerror or error})",
+        next_step=f"{advice}, or write to another file",
+    )
+
+
+@contextmanager
+def _written(stream: TextIO) -> Iterator[None]:
+    """Every write to stdout and stderr goes through here, the bars' apart."""
+    try:
+        yield
+    except OSError as error:
+        raise lost_stream(stream, error) from error
+
+
+def _write_news(content: str) -> None:
+    with _above_bars(), suppress(OutputClosedError), _written(sys.stderr):
+        sys.stderr.write(content)
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as a percentage with one decimal."""
+    return f"{100 * share:.1f}%"
+
+
+def of_classes(scored: int, total: int) -> str:
+    """What a mean over classes is over, where it is not all of them: ` over 4 of 5 classes`."""
+    return f" over {scored:,} of {total:,} classes" if scored < total else ""
+
+
+def counts(values: Mapping[str, int]) -> str:
+    """Named numbers as a phrase: `700 train, 200 val`."""
+    return ", ".join(f"{number:,} {name}" for name, number in values.items())
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, Path):
+        return readable(str(value))
+    raise TypeError(f"{type(value).__name__} is no plain value")

@@ -1,0 +1,1 @@
+"""The file formats of a trained network: how each is written, checked and run."""

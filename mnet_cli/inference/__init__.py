@@ -1,0 +1,1 @@
+"""A trained classifier at work: predictions, scores and timing."""

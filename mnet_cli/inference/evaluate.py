@@ -1,0 +1,235 @@
+"""How good a classifier is on labelled images, and where it is wrong."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.inference import metrics
+from mnet_cli.inference.stream import Output, outputs_of
+from mnet_cli.runtimes import Classify
+from mnet_cli.system.machine import BATCH
+
+MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it
+MAX_PAIRS = 20  # of confused classes, shown in its place
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on a set of labelled images.
+
+    Attributes:
+        class_names: In the order of the logits.
+        paths: The N images.
+        labels: True classes (N,).
+        predictions: What is kept of the logits of each image.
+        loss: Mean cross-entropy in nats.
+        top1, top3: Share of images whose class is the best, among the best three, in 0..1.
+        interval: 95% Wilson interval of `top1`.
+        macro_f1: Mean F1 over the classes that have images.
+        calibration_error: Expected calibration error, 15 bins.
+        scores: Precision, recall, F1 and support of each class.
+    """
+
+    class_names: tuple[str, ...]
+    paths: Sequence[Path]
+    labels: NDArray[np.int64]
+    predictions: metrics.Predictions
+    loss: float
+    top1: float
+    top3: float
+    interval: tuple[float, float]
+    macro_f1: float
+    calibration_error: float
+    scores: list[metrics.ClassScore]
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts (C, C), rows true, columns predicted; made when asked for: C may be large."""
+        return metrics.confusion_matrix(
+            self.labels, self.predictions.classes, len(self.class_names)
+        )
+
+    def figures(self) -> dict[str, float]:
+        """The scalar scores by name."""
+        return {
+            name: getattr(self, name)
+            for name in ("top1", "top3", "loss", "macro_f1", "calibration_error")
+        }
+
+    def without_images(self) -> list[str]:
+        """The names of the classes that have no image, which `macro_f1` leaves out."""
+        return [name for name, score in self._named() if not score.support]
+
+    def weakest(self) -> list[tuple[str, metrics.ClassScore]]:
+        """Every class with its scores, the lowest F1 first, classes without images last."""
+        return sorted(self._named(), key=lambda row: (row[1].support == 0, row[1].f1))
+
+    def _named(self) -> Iterator[tuple[str, metrics.ClassScore]]:
+        return zip(self.class_names, self.scores, strict=True)
+
+    def confused(self) -> list[dict[str, Any]]:
+        """The pairs of classes that were confused, the most images first.
+
+        `share` is that of the true class's images.
+        """
+        classes, names = self.predictions.classes, self.class_names
+        return [
+            {
+                "true": names[true],
+                "predicted": names[predicted],
+                "count": count,
+                "share": count / self.scores[true].support,
+            }
+            for true, predicted, count in metrics.confused_pairs(self.labels, classes, len(names))
+        ]
+
+    def wrong(self) -> list[dict[str, Any]]:
+        """The misclassified images, the most confident first."""
+        classes, probs, true_probs = (
+            self.predictions.classes,
+            self.predictions.probs,
+            self.predictions.true_probs,
+        )
+        rows = np.flatnonzero(classes != self.labels)
+        rows = rows[np.argsort(-probs[rows], kind="stable")]
+        return [
+            {
+                "path": self.paths[row],
+                "true": self.class_names[self.labels[row]],
+                "predicted": self.class_names[classes[row]],
+                "prob": float(probs[row]),
+                "true_prob": float(true_probs[row]),
+            }
+            for row in rows.tolist()
+        ]
+
+
+def evaluate(
+    classify: Classify,
+    preprocess: Preprocess,
+    paths: Sequence[Path],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    batch_size: int = BATCH,
+    fast_decode: bool = False,
+    parallel: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Classify every image and score the answers.
+
+    Args:
+        classify: Images (N, 3, S, S) to logits (N, C).
+        preprocess: How an image becomes the model's input.
+        paths: The images; all must be readable.
+        labels: The true class of each (N,), an index into `class_names`.
+        class_names: In the order of the logits.
+        batch_size: Images that a thread takes at a time.
+        fast_decode: As in `outputs_of`.
+        parallel: As in `outputs_of`.
+        on_progress: Called with (done, total).
+
+    Raises:
+        DataError: An image cannot be decoded.
+        RefusedError: A logit is not finite.
+    """
+    outputs = outputs_of(
+        paths, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+    )
+    logits = _readable(outputs, len(paths), on_progress)
+    return score(_summarized(logits, labels), labels, class_names, paths)
+
+
+def stacked(
+    outputs: Iterable[tuple[Path, Output]],
+    total: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Collect the outputs (N, …) of images that must all be readable.
+
+    Raises:
+        DataError: One is not.
+    """
+    return np.stack(list(_readable(outputs, total, on_progress)))
+
+
+def summarize_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> metrics.Predictions:
+    """Keep of the logits (N, C) of some images with labels (N,) what `score` needs.
+
+    Raises:
+        RefusedError: A logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise RefusedError(
+            "the model's logits",
+            "not finite",
+            "numbers were expected",
+            "Train again with a lower train.lr",
+        )
+    return metrics.predictions_of(logits, labels)
+
+
+def score(
+    blocks: Iterable[metrics.Predictions],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+) -> Evaluation:
+    """Turn the predictions of blocks of images, in order, into an `Evaluation`.
+
+    Args:
+        blocks: Of all N images together; each is drawn when the one before is taken.
+        labels: The true class of each image (N,), an index into `class_names`.
+        class_names: In the order of the logits.
+        paths: The images.
+
+    Raises:
+        ValueError: There are no images, or the predictions do not fit the labels.
+    """
+    predictions = metrics.join_predictions(blocks)
+    scores = metrics.per_class(labels, predictions.classes, len(class_names))
+    correct = predictions.classes == labels
+    return Evaluation(
+        class_names=tuple(class_names),
+        paths=paths,
+        labels=labels,
+        predictions=predictions,
+        loss=float(-predictions.true_log_probs.mean()),
+        top1=float((predictions.ranks < 1).mean()),
+        top3=float((predictions.ranks < 3).mean()),
+        interval=metrics.wilson_interval(int(correct.sum()), len(labels)),
+        macro_f1=metrics.macro_f1(scores),
+        calibration_error=metrics.calibration_error(predictions.probs, correct),
+        scores=scores,
+    )
+
+
+def _readable(
+    outputs: Iterable[tuple[Path, Output]],
+    total: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[NDArray[np.float32]]:
+    """The outputs of images that must all be readable, one by one."""
+    for done, (_, output) in enumerate(outputs, 1):
+        if isinstance(output, DataError):
+            raise output
+        yield output
+        if on_progress:
+            on_progress(done, total)
+
+
+def _summarized(
+    logits: Iterator[NDArray[np.float32]], labels: NDArray[np.int64]
+) -> Iterator[metrics.Predictions]:
+    """Keep what scores need of the logits (C,) of each image, `BATCH` images at a time."""
+    start = 0
+    while block := list(islice(logits, BATCH)):
+        yield summarize_logits(np.stack(block), labels[start : start + len(block)])
+        start += len(block)

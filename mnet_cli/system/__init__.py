@@ -1,0 +1,1 @@
+"""What every other package stands on: files, hashes, downloads, signals, the machine."""
