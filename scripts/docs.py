@@ -1,0 +1,249 @@
+"""Write the documentation's source: the pages of docs/ and those that derive from the code.
+
+Usage: python scripts/docs.py FOLDER
+
+FOLDER is replaced. Derived pages are the commands (from Typer), the recipe's keys (from the JSON
+Schema), the shipped recipes, the Python API (from docstrings) and the changelog.
+"""
+
+import html
+import inspect
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+import mnet_cli
+from mnet_cli.cli.app import app
+from mnet_cli.recipe import json_schema, shipped_recipes
+
+HERE = Path(__file__).resolve().parents[1]
+SHARED_OPTIONS = ("--json", "--quiet", "--traceback")
+
+
+def main(folder: Path) -> None:
+    """Replace `folder` by the complete source of the documentation."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "docs", folder)
+    pages: dict[str, Callable[[], Iterator[str]]] = {
+        "reference/commands.md": command_page,
+        "reference/recipe.md": recipe_page,
+        "reference/recipes.md": shipped_page,
+        "reference/python.md": python_page,
+    }
+    for name, page in pages.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(page()) + "\n", encoding="utf-8")
+    shutil.copy(HERE / "CHANGELOG.md", folder / "changelog.md")
+
+
+def command_page() -> Iterator[str]:
+    """One section a command, with its usage, arguments and options as `--help` gives them."""
+    yield "# Commands\n"
+    yield "Results go to stdout, everything else to stderr. Every command has these options:\n"
+    root = get_command(app)
+    yield from _options(root.commands["train"], "mnet train", shared=True)
+    yield f"\n`mnet --version` prints the version ({mnet_cli.__version__} here)."
+    yield "The [exit codes](../troubleshooting.md) are the same for all commands."
+    yield from _commands(root, "mnet")
+
+
+def _commands(group: Any, path: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        full = f"{path} {name}"
+        if hasattr(command, "commands"):
+            yield from _commands(command, full)
+            continue
+        context = typer.Context(command, info_name=full)
+        yield f"\n## {full}\n"
+        yield f"{_paragraphs(command.help)}\n"
+        yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
+        yield from _options(command, full)
+
+
+def _options(command: Any, path: str, *, shared: bool = False) -> Iterator[str]:
+    context = typer.Context(command, info_name=path)
+    rows = [
+        record
+        for parameter in command.params
+        if any(option in SHARED_OPTIONS for option in parameter.opts) == shared
+        and (record := parameter.get_help_record(context))
+    ]
+    if rows:
+        yield "| option | meaning |\n| --- | --- |"
+    for name, text in rows:
+        yield f"| {_code(name)} | {_cell(_with_limits(text))} |"
+
+
+def _with_limits(text: str) -> str:
+    """Write `[default: 8; 1<=x<=4096]` at the end of an option's help as sentences."""
+    text, _, limits = text.partition("  [")
+    for limit in filter(None, limits.rstrip("]").split("; ")):
+        if found := re.fullmatch(r"(.*)<=x<=(.*)", limit):
+            text += f" From {found[1]} to {found[2]}."
+        elif found := re.fullmatch(r"default: \(?(.*?)\)?", limit):
+            text += f" Default: {found[1]}."
+        elif found := re.fullmatch(r"x>=(.*)", limit):
+            text += f" At least {found[1]}."
+        elif limit != "required":
+            text += f" {limit.capitalize()}."
+    return text
+
+
+def recipe_page() -> Iterator[str]:
+    """One section a part of the recipe, with each key's type, default and meaning."""
+    schema = json_schema()
+    yield "# Recipe\n"
+    yield "A recipe is a YAML file with `schema: 1` and the sections below. Only `model.arch` and"
+    yield "`data.root` have no default. `--set SECTION.KEY=VALUE` overrides a key on the command"
+    yield "line, and `mnet recipes show NAME` prints a recipe with every key.\n"
+    yield "Unknown keys, duplicate keys, wrong types, and keys that contradict each other or have"
+    yield "no effect are errors. All are reported together, with their line numbers.\n"
+    yield "`mnet recipes schema > mnet.schema.json` writes the JSON Schema of this page. Editors"
+    yield "use it to complete and check keys."
+    for name, section in schema["properties"].items():
+        if reference := section.get("$ref"):
+            definition = _definition(schema, reference)
+            yield f"\n## {name}\n\n{definition['description']}\n"
+            yield from _keys(schema, name, definition)
+    phase = schema["$defs"]["Phase"]
+    yield f"\n## An entry of train.phases\n\n{phase['description']}\n"
+    yield from _keys(schema, "", phase)
+
+
+def _keys(schema: Mapping[str, Any], section: str, definition: Mapping[str, Any]) -> Iterator[str]:
+    required = definition.get("required", ())
+    yield "| key | values | default | meaning |\n| --- | --- | --- | --- |"
+    for key, value in definition["properties"].items():
+        full = f"{section}.{key}".lstrip(".")
+        default = "required" if key in required else f"`{_yaml(value['default'])}`"
+        anchor = f'<span id="{full}"></span>' if section else ""
+        kind = _cell(_kind(schema, value))
+        yield f"| {anchor}`{full}` | {kind} | {default} | {_cell(value['description'])} |"
+
+
+def _kind(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
+    """The values that a key takes, in words."""
+    if "$ref" in value:
+        value = {**_definition(schema, value["$ref"]), **value}
+    if title := value.get("title"):
+        return title
+    if options := value.get("anyOf"):
+        return " or ".join(_kind(schema, option) for option in options)
+    if "const" in value:
+        return f"`{_yaml(value['const'])}`"
+    if "enum" in value:
+        return ", ".join(f"`{name}`" for name in value["enum"])
+    words = {"boolean": "`true` or `false`", "null": "`null`", "string": "text", "array": "a list"}
+    kind = value.get("type", "")
+    if kind not in ("integer", "number"):
+        return words.get(kind, kind)
+    bounds = [
+        f"{word} {value[limit]:,g}" if limit in value else ""
+        for limit, word in (
+            ("minimum", "from"), ("exclusiveMinimum", "above"),
+            ("maximum", "to"), ("exclusiveMaximum", "below"),
+        )
+    ]  # fmt: skip
+    return " ".join([kind, *filter(None, bounds)])
+
+
+def _yaml(value: object) -> str:
+    """A plain value as it stands in a recipe."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _definition(schema: Mapping[str, Any], reference: str) -> Mapping[str, Any]:
+    definition: Mapping[str, Any] = schema["$defs"][reference.rpartition("/")[2]]
+    return definition
+
+
+def shipped_page() -> Iterator[str]:
+    """One section a shipped recipe: the comment that it opens with, then its keys."""
+    yield "# Shipped recipes\n"
+    yield "`mnet train NAME` runs one of them. `mnet recipes list` lists them, and"
+    yield "`mnet recipes show NAME` prints every key. To change one, copy its text to a file and"
+    yield "train with that file's name. The [recipe reference](recipe.md) explains the keys.\n"
+    yield "[How well and how fast they train](../benchmarks.md#recipes) stands with the other"
+    yield "measurements."
+    for path in shipped_recipes():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = [line for line in lines if line.startswith("#")]
+        yield f"\n## {path.stem}\n"
+        for line in comment:
+            text = line.removeprefix("#").strip()
+            yield f"`{text}`\n" if text.startswith("mnet ") else text
+        yield "\n```yaml"
+        yield from lines[len(comment) :]
+        yield "```"
+
+
+def python_page() -> Iterator[str]:
+    """The written introduction, then the signature and docstring of every public name."""
+    yield (HERE / "docs/reference/python.md").read_text(encoding="utf-8")
+    for name in getattr(mnet_cli, "__all__", ()):
+        yield from _object(name, getattr(mnet_cli, name), "##")
+
+
+def _object(name: str, thing: Any, heading: str) -> Iterator[str]:
+    if not callable(thing):
+        return
+    yield f"\n{heading} {name}\n"
+    text = inspect.getdoc(thing) or ""
+    if not inspect.isclass(thing):
+        yield f"```python\n{name.rpartition('.')[2]}{_signature(thing)}\n```\n"
+    yield _docstring(text)
+    if inspect.isclass(thing):
+        for member, value in vars(thing).items():
+            if not member.startswith("_") and inspect.isfunction(value):
+                yield from _object(f"{name}.{member}", value, heading + "#")
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.name != "self"]
+    text = str(signature.replace(parameters=parameters))
+    return re.sub(r"\b(mnet_cli|collections|pathlib|typing)(\.\w+)*\.", "", text).replace("'", "")
+
+
+def _docstring(text: str) -> str:
+    """Turn Google style sections into Markdown: a bold title and a list or a code block."""
+    lines: list[str] = []
+    section = ""
+    for line in text.splitlines():
+        if line in ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:", "Example:"):
+            section = line.rstrip(":")
+            lines += ["", f"**{section}**", ""]
+        elif not line.startswith("    ") or section == "Example":
+            lines.append(line)
+        elif not line.startswith("     ") and (entry := re.match(r"    (\w+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            lines.append(f"  {line.strip()}")
+    return "\n".join(lines)
+
+
+def _paragraphs(text: str) -> str:
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
+
+
+def _code(text: str) -> str:
+    """Make code of one table cell, where a bar would end the cell."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+
+
+def _cell(text: str) -> str:
+    """Make text of one table cell: no line breaks, no bars, and `<` and `[` as themselves."""
+    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"\[(?=[^\]]*\])", "\\[", text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
