@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the documentation into build/site; a warning, such as a broken link, is an error.
-# Usage: scripts/docs.sh [serve]    serve: show it at http://localhost:8000 and follow changes
+# Usage: scripts/docs.sh [serve]    serve: show it at http://localhost:8000
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install.sh docs
@@ -8,4 +8,11 @@ cd "$(dirname "$0")/.."
 echo "== pages that derive from the code"
 .venv/bin/python scripts/docs.py build/docs
 echo "== site"
-.venv/bin/zensical "${1:-build}" $([ "${1:-build}" = serve ] || echo "--strict --clean")
+if [ "${1:-}" = serve ]; then
+    exec .venv/bin/zensical serve
+fi
+.venv/bin/zensical build --strict --clean
+if grep -rnoE '<(script|img|iframe|link)[^>]* (src|href)="?(https?:)?//[^ >]*' build/site --include='*.html'; then
+    echo "docs: a page loads the addresses above. Pages must not need a network." >&2
+    exit 1
+fi
