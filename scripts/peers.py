@@ -1,4 +1,4 @@
-"""The loops that mnet is timed against, written as their users write them.
+"""The training loops that mnet is compared with, written as their users write them.
 
 Usage: python scripts/peers.py NAME ROOT WEIGHTS [EPOCHS]
 
