@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from mnet_cli.models import forward
-from mnet_cli.models.forward import compile_forward, image_format, to_device
+from mnet_cli.models.device import image_format, to_device
+from mnet_cli.models.forward import compile_forward
 from mnet_cli.models.onnx_graph import fold_batch_norms, to_onnx
 from mnet_cli.models.registry import ARCHITECTURES, build_model
 

@@ -63,8 +63,8 @@ def train(
     else:
         raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
 
+    from mnet_cli.models.device import choose_device
     from mnet_cli.models.freeze import stage_table
-    from mnet_cli.runtimes import choose_device
     from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
     from mnet_cli.training.summary import summarize, write_results
     from mnet_cli.training.trainer import fit

@@ -1,22 +1,18 @@
 """The fast forward pass of a network that does not learn."""
 
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from mnet_cli.models.device import DEVICE_LOCK, image_format
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import IMAGES, fold_batch_norms, to_onnx
 
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Inputs (N, …) to whatever the network puts out for each; both float32."""
-
-# Several threads at work on MPS at once end the process
-# (https://github.com/pytorch/pytorch/issues/197805), and gain nothing on other devices.
-DEVICE_LOCK = threading.Lock()
 
 
 def compile_forward(
@@ -48,22 +44,3 @@ def compile_forward(
         return output
 
     return forward
-
-
-def image_format(device: torch.device) -> torch.memory_format:
-    """The memory format of images and feature maps that a device is fast with.
-
-    On MPS that is PyTorch's default: batch norm's backward pass was wrong there with channels
-    last (https://github.com/pytorch/pytorch/issues/175189).
-    """
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device, without waiting where that is safe.
-
-    From memory that is not pinned, MPS would read what may have been freed meanwhile
-    (https://github.com/pytorch/pytorch/issues/139550).
-    """
-    pinned = device.type == "cuda" and tensor.is_pinned()
-    return tensor.to(device, non_blocking=pinned)

@@ -13,7 +13,7 @@ import platformdirs
 from mnet_cli.errors import MachineError, WeightsError
 
 
-def sign(content: bytes) -> None:
+def trust(content: bytes) -> None:
     """Remember that these bytes are our own.
 
     Raises:
@@ -32,8 +32,8 @@ def sign(content: bytes) -> None:
         ) from error
 
 
-def read_own(path: Path) -> bytes:
-    """Read a file that `sign` has seen.
+def read_trusted(path: Path) -> bytes:
+    """Read a file that `trust` has seen.
 
     Raises:
         WeightsError: It cannot be read, or comes from elsewhere.

@@ -1,45 +1,27 @@
-"""Whatever runs a trained classifier, behind one signature: images in, logits out.
-
-Each runtime of exported files has one small adapter, a module of this folder with one function
-`load(path, device) -> (Run, contract)`; it takes what the file takes, in numpy's arrays.
-"""
+"""A trained classifier, from a checkpoint or an exported file: images in, logits out."""
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.errors import WeightsError
+from mnet_cli.formats.base import Run, filled
 from mnet_cli.formats.contract import Contract, document_of
+from mnet_cli.formats.registry import format_of
 from mnet_cli.system.hashing import content_sha256
-
-if TYPE_CHECKING:
-    import torch
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, 3, S, S), float32, normalised, to logits (N, C), float32."""
 
-Run = Callable[[NDArray[Any]], NDArray[np.float32]]
-"""What an exported file takes, as its contract says, to what it gives."""
-
-ADAPTERS = {  # suffix: the module of this folder that runs such files
-    ".onnx": "onnx",
-    ".torchscript": "torchscript",
-    ".pt2": "pt2",
-    ".xml": "openvino",
-    ".tflite": "tflite",
-    ".pte": "executorch",
-    ".mlpackage": "coreml",
-}
-LEAST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
+SMALLEST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -73,13 +55,13 @@ def open_classifier(path: Path, device: str) -> Classifier:
         WeightsError: There is no usable checkpoint or exported file at `path`, an exported file
             has changed since, or `class_indices.json` beside it has other class names.
         MachineError: The package that runs such files is not installed.
-        UsageError: The device is not to be had.
+        UsageError: The device is not available.
     """
-    if path.suffix not in ADAPTERS:
+    kind = format_of(path)
+    if kind is None:
         return _open_checkpoint(path, device)
     refuse_changed(path)
-    adapter = import_module(f"{__name__}.{ADAPTERS[path.suffix]}")
-    run, contract = adapter.load(path, device)
+    run, contract = kind.load(path, device)
     check_class_indices(path, contract.class_names)
     return Classifier(
         classify=as_classify(run, contract),
@@ -161,7 +143,7 @@ def as_classify(run: Run, contract: Contract) -> Classify:
                 f"a number for each of {len(contract.class_names)} classes was expected",
                 "Export it again",
             )
-        return np.log(np.maximum(found, LEAST)) if contract.baked else found
+        return np.log(np.maximum(found, SMALLEST)) if contract.baked else found
 
     return classify
 
@@ -180,64 +162,9 @@ def classified_preprocess(contract: Contract) -> Preprocess:
     return replace(contract.preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3)
 
 
-def require_cpu(path: Path, device: str) -> None:
-    """Refuse another device for a file that runs on the CPU here.
-
-    Raises:
-        UsageError: Another device was named.
-    """
-    if device not in ("auto", "cpu"):
-        raise UsageError(
-            f"--device {device}",
-            f"{path.name} runs on the CPU",
-            "auto or cpu was expected",
-            "Leave --device out, or name best.pt",
-        )
-
-
-def missing_extra(path: Path, package: str, extra: str) -> MachineError:
-    """The error for a file whose runtime is not installed, with the command that installs it."""
-    return MachineError(
-        str(path),
-        f"{package} is not installed",
-        f"the {extra} extra was expected",
-        f'Run: pip install "mnet-cli[{extra}]"',
-    )
-
-
-def not_loadable(path: Path, kind: str) -> WeightsError:
-    """The error for a file that is not there, is damaged, or is of another kind."""
-    return WeightsError(
-        str(path),
-        f"no {kind} that loads here",
-        "a file written by mnet export was expected",
-        "Export it again",
-    )
-
-
-def choose_device(name: str) -> "torch.device":
-    """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
-
-    Raises:
-        UsageError: The device was named and is not to be had.
-    """
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, usable in available.items() if usable)
-    if not available.get(name, False):
-        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
-    return torch.device(name)
-
-
 def _open_checkpoint(path: Path, device: str) -> Classifier:
     from mnet_cli.formats.checkpoint import build_from, load_checkpoint
+    from mnet_cli.models.device import choose_device
     from mnet_cli.models.forward import compile_forward
 
     checkpoint, chosen = load_checkpoint(path), choose_device(device)
@@ -249,9 +176,3 @@ def _open_checkpoint(path: Path, device: str) -> Classifier:
         source=path / "best.pt" if path.is_dir() else path,
         parallel=chosen.type == "cpu",
     )
-
-
-def filled(inputs: NDArray[Any], size: int) -> NDArray[Any]:
-    """Repeat the last input until there are `size`."""
-    lacking = size - len(inputs)
-    return np.concatenate([inputs, *[inputs[-1:]] * lacking]) if lacking else inputs
