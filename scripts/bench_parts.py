@@ -29,8 +29,8 @@ from mnet_cli.data.sources.folder import scan_classes
 from mnet_cli.data.validate import check_images
 from mnet_cli.features.boundary import find_boundary
 from mnet_cli.features.extract import Wanted, cached_features
+from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.freeze import freeze, split_frozen
-from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
 from mnet_cli.system.machine import BATCH, cores
 

@@ -32,9 +32,10 @@ from mnet_cli.inference import predict
 from mnet_cli.inference.classifier import open_classifier, refuse_changed
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
-from mnet_cli.models.registry import ARCHITECTURES, build_model
+from mnet_cli.models.registry import build_model
 from mnet_cli.recipe import load_recipe, plain_values
 from mnet_cli.system.hashing import content_sha256, folder_sha256
+from mnet_cli.system.plugins import ARCHITECTURES
 
 # Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
 FORMATS = {name: registry.find_format(name) for name in registry.FORMATS.names()}
@@ -105,7 +106,7 @@ def logits(path: Path, photos: Path) -> np.ndarray:
 
 
 VARIANTS = [
-    *((arch, {}, 32) for arch in ARCHITECTURES),
+    *((arch, {}, 32) for arch in ARCHITECTURES.names()),
     ("mobilenet_v1", {"width_mult": 0.25}, 64),
     ("mobilenet_v3_large", {"reduced_tail": True}, 32),
 ]

@@ -1,7 +1,6 @@
 """Recipes: keys, their ranges and defaults, contradictions, and the JSON Schema."""
 
 import string
-from typing import get_args
 
 import pytest
 import yaml
@@ -9,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnet_cli.errors import MnetError, RecipeError
-from mnet_cli.models.published import widths_with_weights
+from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import (
     Phase,
     Recipe,
     json_schema,
     parse_recipe,
 )
-from mnet_cli.recipe.schema import Arch
+from mnet_cli.system.plugins import ARCHITECTURES
 
 BASE = "schema: 1\nmodel:\n  arch: mobilenet_v2\ndata:\n  root: flowers\n"  # five lines
 PHASES = "phases: [{epochs: 1, freeze: features, lr: 1e-3}, {epochs: 2, freeze: none, lr: 1e-4}]"
@@ -306,11 +305,12 @@ def test_keys_that_do_have_an_effect_pass(text):
     assert isinstance(parse_recipe(text, "v2.yaml"), Recipe)
 
 
-@pytest.mark.parametrize("arch", get_args(Arch))
+@pytest.mark.parametrize("arch", ARCHITECTURES.names())
 def test_widths_without_published_weights_name_those_with_them(arch):
     text = section("model", "width_mult: 0.33").replace("mobilenet_v2", arch)
-    widths = widths_with_weights(arch)
-    assert "width_mult of " + ", ".join(f"{width:g}" for width in widths) in refusal(text)
+    widths = find_architecture(arch).widths
+    listed = ", ".join(f"{width:g}" for width in widths)
+    assert f"Choose one of {listed}, for which weights are published" in refusal(text)
     for width in widths:
         assert parse_recipe(text.replace("0.33", str(width)), "v2.yaml").model.width_mult == width
 

@@ -10,7 +10,7 @@ import typer
 from mnet_cli.cli import console
 from mnet_cli.cli.options import run_behind
 from mnet_cli.errors import RefusedError, UsageError
-from mnet_cli.formats.registry import FORMATS
+from mnet_cli.system.plugins import FORMATS
 
 if TYPE_CHECKING:
     from mnet_cli.export.pipeline import Exported

@@ -19,7 +19,7 @@ from mnet_cli.system.text import listing
 
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
-    from mnet_cli.models.weights import WeightsAccount
+    from mnet_cli.models.weights import LoadReport
     from mnet_cli.recipe import Recipe
     from mnet_cli.training.batches import CacheUse, Supply
     from mnet_cli.training.setup import Job
@@ -203,7 +203,7 @@ def _data_of(run: Path, recipe: "Recipe") -> Path:
     return find_data(run, root, "--set data.root=DIR")
 
 
-def _show_account(account: "WeightsAccount | None") -> None:
+def _show_account(account: "LoadReport | None") -> None:
     if account is None:
         console.note("weights: none, a random start")
         return
@@ -222,7 +222,7 @@ def _show_stages(rows: "list[StageRow]") -> None:
 
 def _grouped(rows: "list[StageRow]") -> Iterator[tuple[str, str, str]]:
     """Put neighbouring stages of the features that learn, or that do not, into one row."""
-    for _, group in groupby(rows, lambda row: (row.name == "classifier", row.trainable > 0)):
+    for _, group in groupby(rows, lambda row: (row.is_head, row.trainable > 0)):
         stages = list(group)
         name = stages[0].name
         if len(stages) > 1:

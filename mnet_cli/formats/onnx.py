@@ -67,14 +67,11 @@ class OnnxFormat(Format):
 def convert(network: "Network") -> "ModelProto":
     """Convert a network to a graph in float32."""
     import onnx
-    from onnx import TensorProto
 
-    from mnet_cli.models.onnx_graph import to_onnx
+    from mnet_cli.models.onnx_export import onnx_bytes
 
-    contract, example = network.contract, network.example()
-    batch: int | str = contract.batch or "batch"
-    kind = TensorProto.UINT8 if contract.baked else TensorProto.FLOAT
-    content = to_onnx(network.module, [batch, *example.shape[1:]], input_type=kind)
+    free_batch = not network.contract.batch
+    content = onnx_bytes(network.module, network.example(), free_batch=free_batch)
     model: ModelProto = onnx.load_from_string(content)
     return model
 

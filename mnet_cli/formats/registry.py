@@ -5,9 +5,8 @@ from pathlib import Path
 
 from mnet_cli.errors import MachineError, UsageError
 from mnet_cli.formats.base import Format
-from mnet_cli.system.plugins import ExtensionPoint
+from mnet_cli.system.plugins import FORMATS
 
-FORMATS = ExtensionPoint("mnet_cli.formats", "format")
 PRECISIONS = {"float32": "", "float16": ".fp16", "int8": ".int8"}  # and their part of file names
 
 

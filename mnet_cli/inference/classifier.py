@@ -37,6 +37,7 @@ class Classifier:
         source: The file it was read from.
         batch: Images that it computes at a time, whatever it is given; 0 for any number.
         parallel: Whether calls from several threads use several cores; a GPU has one queue.
+        note: Why it does not run in the usual way; empty if it does.
     """
 
     classify: Classify
@@ -46,6 +47,7 @@ class Classifier:
     source: Path
     batch: int = 0
     parallel: bool = True
+    note: str = ""
 
 
 def open_classifier(path: Path, device: str) -> Classifier:
@@ -168,11 +170,14 @@ def _open_checkpoint(path: Path, device: str) -> Classifier:
     from mnet_cli.models.forward import compile_forward
 
     checkpoint, chosen = load_checkpoint(path), choose_device(device)
+    size = checkpoint.preprocess.image_size
+    forward = compile_forward(build_from(checkpoint), chosen, image_size=size)
     return Classifier(
-        classify=compile_forward(build_from(checkpoint), chosen),
+        classify=forward,
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
         source=path / "best.pt" if path.is_dir() else path,
         parallel=chosen.type == "cpu",
+        note=forward.note,
     )

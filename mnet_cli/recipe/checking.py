@@ -185,9 +185,7 @@ def _broken_rules(values: Any, document: Document, wrong: set[KeyPath]) -> Itera
             continue
         involved = _rule_values(rule, values)
         if rule.broken(*involved):
-            texts = (rule.found, rule.expected, rule.next_step)
-            parts = [text.format(*involved) for text in texts]
-            yield Problem(paths[0], document.origin(paths[0]), *parts)
+            yield Problem(paths[0], document.origin(paths[0]), *rule.texts(involved))
 
 
 def _rule_values(rule: Rule, values: Any) -> list[Any]:

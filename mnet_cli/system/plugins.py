@@ -87,3 +87,7 @@ def _declared(group: str) -> dict[str, tuple[EntryPoint, ...]]:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "an unknown package"
+
+
+ARCHITECTURES = ExtensionPoint("mnet_cli.architectures", "architecture")
+FORMATS = ExtensionPoint("mnet_cli.formats", "format")
