@@ -1,8 +1,11 @@
 """The table of published weights against what the publishers' own packages say."""
 
+from dataclasses import replace
+
 import pytest
 
-from mnet_cli.errors import RecipeError
+from mnet_cli.errors import RecipeError, WeightsError
+from mnet_cli.models import registry
 from mnet_cli.models.registry import find_architecture, published
 from mnet_cli.system.plugins import ARCHITECTURES
 
@@ -45,15 +48,26 @@ def test_timm_rows_are_timms():
         assert row.interpolation == config.interpolation
         assert row.crop_ratio == config.crop_pct
         assert (row.mean, row.std) == (config.mean, config.std)
-        assert row.release.partition(".")[0].endswith(f"_{round(100 * row.width_mult):03}")
+        assert config.input_size == (3, row.image_size, row.image_size)
+        width = row.release.partition(".")[0].rpartition("_")[2]
+        assert row.width_mult == (int(width) / 100 if width.isdecimal() else 1.0)
 
 
 def test_every_file_is_fetched_over_https_and_has_a_hash_and_a_name_of_its_own():
     for _, row in PUBLISHED:
         assert row.url.startswith("https://")
-        assert len(row.sha256) == 64 or f"-{row.sha256}.pth" in row.url
+        assert len(row.sha256) in (0, 64) or f"-{row.sha256}.pth" in row.url
     assert len({row.file_name for _, row in PUBLISHED}) == len(PUBLISHED)
-    assert len({row.sha256 for _, row in PUBLISHED}) == len(PUBLISHED)
+    hashes = [row.sha256 for _, row in PUBLISHED if row.sha256]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_a_file_without_a_known_hash_is_not_downloaded(monkeypatch):
+    v2 = find_architecture("mobilenet_v2")
+    unknown = replace(v2, published=(replace(v2.published[0], sha256=""),))
+    monkeypatch.setattr(registry, "find_architecture", lambda arch: unknown)
+    with pytest.raises(WeightsError, match="hash.*not known.*Download https"):
+        published("mobilenet_v2", unknown.published[0].width_mult)
 
 
 def test_imagenet_is_the_newest_release_and_imagenet_v1_the_first():

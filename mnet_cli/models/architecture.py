@@ -58,7 +58,8 @@ class PublishedWeights:
         width_mult: α of the network.
         release: The publisher's name for it.
         url: Where the file is.
-        sha256: Of the file, or its first eight digits where only they are published.
+        sha256: Of the file, or its first eight digits where only they are published; empty
+            where it is not known, so that mnet does not download the file.
         source: The publisher; timm's files have timm's tensor names.
         top1: In percent, as published, at `image_size` and `crop_ratio`.
         crop_ratio: Side of the central crop over the resized shorter side.
