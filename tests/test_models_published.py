@@ -66,7 +66,7 @@ def test_a_file_without_a_known_hash_is_not_downloaded(monkeypatch):
     v2 = find_architecture("mobilenet_v2")
     unknown = replace(v2, published=(replace(v2.published[0], sha256=""),))
     monkeypatch.setattr(registry, "find_architecture", lambda arch: unknown)
-    with pytest.raises(WeightsError, match="hash.*not known.*Download https"):
+    with pytest.raises(WeightsError, match=r"hash.*not known.*Download https"):
         published("mobilenet_v2", unknown.published[0].width_mult)
 
 
