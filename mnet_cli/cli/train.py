@@ -164,7 +164,7 @@ def _show_complete(run: Path) -> None:
 
 def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Recipe":
     """The recipe of a run; one that is given besides must not differ in what it trains."""
-    from mnet_cli.recipe import load_recipe, plain_values
+    from mnet_cli.recipe import load_recipe, load_resolved, plain_values
 
     file = run / "recipe.yaml"
     if not file.is_file():
@@ -175,12 +175,12 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
             "Start one with --recipe",
         )
     if not recipe and not overrides:
-        return load_recipe(file)
+        return load_resolved(file)
 
     from mnet_cli.training.setup import recipe_differences
 
     wanted = load_recipe(recipe or file, overrides)
-    differences = recipe_differences(plain_values(load_recipe(file)), plain_values(wanted))
+    differences = recipe_differences(plain_values(load_resolved(file)), plain_values(wanted))
     if differences:
         raise RecipeError(
             str(file),
@@ -194,11 +194,11 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
 
 def _data_of(run: Path, recipe: "Recipe") -> Path:
     """Where the data set of a run is; a `data.root` that is given now comes first."""
-    from mnet_cli.recipe import load_recipe
+    from mnet_cli.recipe import load_resolved
     from mnet_cli.training.run_directory import find_data
 
     root = Path(recipe.data.root)
-    if recipe.data.root != load_recipe(run / "recipe.yaml").data.root:
+    if recipe.data.root != load_resolved(run / "recipe.yaml").data.root:
         return root
     return find_data(run, root, "--set data.root=DIR")
 

@@ -88,15 +88,14 @@ def refuse_changed(path: Path) -> None:
             raise WeightsError(
                 str(part),
                 f"cannot be read ({error.strerror or error})",
-                "an exported file was expected",
-                "Export it again",
+                next_step="Export it again",
             ) from error
         if found != expected:
             raise WeightsError(
                 str(part),
-                f"changed since it was exported (sha256 {found[:12]}…)",
-                f"{expected[:12]}… was expected, as {document_of(path).name} says",
-                "Copy both files again from where they were exported, or export again",
+                f"changed since it was exported: its sha256 is {found[:12]}…, "
+                f"but {expected[:12]}… in {document_of(path).name}",
+                next_step="Copy both files again from where they were exported, or export again",
             )
 
 
@@ -121,8 +120,7 @@ def _recorded_hashes(path: Path) -> dict[Path, str]:
         raise WeightsError(
             str(document),
             f"no hashes of {path.name} in it ({type(error).__name__})",
-            "the document that mnet export wrote was expected",
-            "Copy both files again from where they were exported, or export again",
+            next_step="Copy both files again from where they were exported, or export again",
         ) from error
     return recorded
 
@@ -141,9 +139,8 @@ def as_classify(run: Run, contract: Contract) -> Classify:
         if found.shape != (len(images), len(contract.class_names)):
             raise WeightsError(
                 contract.arch,
-                f"gives outputs of shape {found.shape}",
-                f"a number for each of {len(contract.class_names)} classes was expected",
-                "Export it again",
+                f"gives outputs of shape {found.shape} for {len(contract.class_names)} classes",
+                next_step="Export it again",
             )
         return np.log(np.maximum(found, SMALLEST)) if contract.baked else found
 

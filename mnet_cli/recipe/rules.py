@@ -13,27 +13,28 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a key that a recipe gives, in the light of others.
+    """A condition on a key that a recipe gives, and on the keys that it depends on.
 
     Args:
         keys: The key that the rule is about, then those it depends on.
         broken: Takes the keys' values in that order; true when the first cannot stand.
         found: What is wrong; `{0}`, `{1}` … stand for the values.
-        expected: What was expected instead, in the same form.
+        reason: Why it is wrong, in the same form.
         next_step: What to do next, likewise, or a function of the values.
     """
 
     keys: tuple[str, ...]
     broken: Callable[..., bool]
     found: str
-    expected: str = ""
+    reason: str = ""
     next_step: str | Callable[..., str] = ""
 
-    def texts(self, values: Sequence[Any]) -> tuple[str, str, str]:
-        """What is wrong, why, and what to do, for these values of the keys."""
+    def texts(self, values: Sequence[Any]) -> tuple[str, str]:
+        """What is wrong, with the reason, and what to do, for these values of the keys."""
         step = self.next_step
         advice = step.format(*values) if isinstance(step, str) else step(*values)
-        return self.found.format(*values), self.expected.format(*values), advice
+        found = f"{self.found}, because {self.reason}" if self.reason else self.found
+        return found.format(*values), advice
 
 
 def _beside_phases(key: str, own_key: str) -> Rule:
@@ -139,7 +140,7 @@ RULES = (
         ("train.warmup_epochs", "train.epochs", "train.phases"),
         lambda warmup, epochs, phases: not phases and warmup > 0 and warmup >= epochs,
         "{0} with train.epochs: {1}",
-        "a warmup shorter than the training was expected",
+        "the warmup would last as long as the training",
         "Lower it, or raise train.epochs",
     ),
     *(_cannot_be_cached(key) for key in ("train.mixup", "train.cutmix")),
@@ -164,7 +165,7 @@ RULES = (
             and views != "auto"
             and views > max(_epochs_of(phases, frozen=True), default=views)
         ),
-        "{0}, but no phase of train.phases that freezes something has so many epochs",
+        "{0} with no phase in train.phases that freezes something and has so many epochs",
         "an epoch takes one view of each image, so the rest would never be seen",
         "Lower it, or raise the epochs of a phase",
     ),
@@ -185,7 +186,7 @@ RULES = (
     Rule(
         ("data.cached_views", "model.freeze", "train.phases"),
         _nothing_is_frozen,
-        "{0}, but nothing is frozen",
+        "{0} with nothing frozen",
         "only what is frozen can be computed once",
         "Remove it, or set model.freeze: features",
     ),

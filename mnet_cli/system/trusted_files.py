@@ -28,7 +28,7 @@ def trust(content: bytes) -> None:
         raise MachineError(
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
+            next_step="Free some space, or check the permissions of its folder",
         ) from error
 
 
@@ -42,13 +42,14 @@ def read_trusted(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
-        raise WeightsError(str(path), found, "an exported file was expected") from error
+        raise WeightsError(
+            str(path), found, next_step="Name a file that mnet export wrote"
+        ) from error
     if hashlib.sha256(content).hexdigest() not in _known():
         raise WeightsError(
             str(path),
             "not written by this user's mnet export, and such files can run code",
-            "a file of your own was expected",
-            "Export it here from its checkpoint, or take its ONNX file",
+            next_step="Export it here from its checkpoint, or use its ONNX file",
         )
     return content
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnet_cli.data.loader import EpochBatches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary, find_boundary
-from mnet_cli.features.extract import Features, Wanted, cached_features
+from mnet_cli.features.extract import FeatureRequest, Features, cached_features
 from mnet_cli.inference.evaluate import Evaluation, evaluate, score, summarize_logits
 from mnet_cli.inference.metrics import Predictions
 from mnet_cli.models.forward import Forward, compile_forward
@@ -198,9 +198,9 @@ def _from_cache(
     numbers = sorted(set(view_of.values()))
     train, val = cached_features(
         [
-            Wanted(boundary, job.train_views(), numbers),
+            FeatureRequest(boundary, job.train_views(), numbers),
             # What is scored is exact: it is never rounded to half precision.
-            Wanted(boundary.exact(), job.val_views(), [1]),
+            FeatureRequest(boundary.exact(), job.val_views(), [1]),
         ],
         job.workers,
         job.device,
