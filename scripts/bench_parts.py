@@ -28,9 +28,9 @@ from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.data.sources.folder import scan_classes
 from mnet_cli.data.validate import check_images
 from mnet_cli.features.boundary import find_boundary
-from mnet_cli.features.extract import Wanted, cached_features
+from mnet_cli.features.extract import FeatureRequest, cached_features
+from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.freeze import freeze, split_frozen
-from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
 from mnet_cli.system.machine import BATCH, cores
 
@@ -74,7 +74,7 @@ def parts_of(root: Path, weights: Path, scratch: Path) -> dict[str, Callable[[],
             return sum(map(len, pool.map(boundary.forward, [noise] * (4 * SOME // BATCH))))
 
     def extraction() -> int:
-        [found] = cached_features([Wanted(boundary, views(), [1])], cores(), CPU)
+        [found] = cached_features([FeatureRequest(boundary, views(), [1])], cores(), CPU)
         return found.fresh
 
     return {

@@ -15,7 +15,7 @@ import torch
 from mnet_cli.cli import console
 from mnet_cli.data.sample import draw_sample
 from mnet_cli.formats.checkpoint import load_checkpoint
-from mnet_cli.models.weights import STARTER_FILE
+from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import parse_recipe
 from mnet_cli.system.tensorfile import write_tensors
 from mnet_cli.training.setup import prepare_data, prepare_job
@@ -51,8 +51,10 @@ def main(work: Path) -> None:
         for name, tensor in trained.state_dict.items()
         if name.startswith("features.") and tensor.is_floating_point()
     }
+    starter = find_architecture(trained.arch).starter
+    assert starter is not None, "RECIPE names an architecture with starter weights"
     write_tensors(
-        STARTER_FILE,
+        starter.path,
         {
             "format": 1,
             "arch": trained.arch,
@@ -61,7 +63,7 @@ def main(work: Path) -> None:
             "state_dict": backbone,
         },
     )
-    console.line(f"{STARTER_FILE}: {STARTER_FILE.stat().st_size:,} bytes")
+    console.line(f"{starter.path}: {starter.path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

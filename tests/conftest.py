@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mnet_cli.cli import console
@@ -33,14 +32,6 @@ def own_cache(no_users_cache, tmp_path_factory, monkeypatch):
 def own_settings(monkeypatch):
     """Give each test the settings of a command line without options."""
     monkeypatch.setattr(console, "settings", console.Settings())
-
-
-@pytest.fixture(autouse=True)
-def own_threads():
-    """Give torch its threads back: reading an exported file with torch leaves it one."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -452,7 +452,7 @@ def test_what_needs_no_network_imports_no_torch(arguments, code):
 def test_prediction_needs_no_torch_until_a_checkpoint_is_opened():
     script = (
         "import sys; import mnet_cli.inference.predict, mnet_cli.inference.evaluate; "
-        "import mnet_cli.runtimes, mnet_cli.data.dataset; "
+        "import mnet_cli.inference.classifier, mnet_cli.data.dataset; "
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)

@@ -8,7 +8,6 @@ import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,25 @@ from mnet_cli.cli import run
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
-from mnet_cli.export import FORMATS, Plan, export
-from mnet_cli.export import parity as gate
-from mnet_cli.export import pipeline as export_run
-from mnet_cli.export.pipeline import balanced
-from mnet_cli.formats import quantization as int8
-from mnet_cli.formats import registry as formats
+from mnet_cli.export import parity, pipeline
+from mnet_cli.export.pipeline import Plan, balanced, export
+from mnet_cli.formats import quantization, registry
+from mnet_cli.formats.base import Setting
 from mnet_cli.formats.checkpoint import Checkpoint, build_from, load_checkpoint, save_checkpoint
 from mnet_cli.formats.contract import read_contract
+from mnet_cli.formats.onnx import OnnxFormat
 from mnet_cli.inference import predict
+from mnet_cli.inference.classifier import open_classifier, refuse_changed
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.onnx_graph import to_onnx
-from mnet_cli.models.registry import ARCHITECTURES, build_model
+from mnet_cli.models.registry import build_model
 from mnet_cli.recipe import load_recipe, plain_values
-from mnet_cli.runtimes import open_classifier, refuse_changed
 from mnet_cli.system.hashing import content_sha256, folder_sha256
+from mnet_cli.system.plugins import ARCHITECTURES
 
 # Those of an extra run where it is installed: scripts/test_extras.sh does that for each.
-INSTALLED = [name for name, wanted in FORMATS.items() if all(map(find_spec, wanted.packages))]
+FORMATS = {name: registry.find_format(name) for name in registry.FORMATS.names()}
+INSTALLED = [name for name, kind in FORMATS.items() if not kind.missing_package()]
 RUN_HERE = [name for name in INSTALLED if FORMATS[name].runs_here]
 NO_TORCH = [name for name in ("onnx", "tflite") if name in INSTALLED]  # their adapters need none
 STANDALONE = Path(__file__).with_name("standalone_predict.py")
@@ -106,7 +106,7 @@ def logits(path: Path, photos: Path) -> np.ndarray:
 
 
 VARIANTS = [
-    *((arch, {}, 32) for arch in ARCHITECTURES),
+    *((arch, {}, 32) for arch in ARCHITECTURES.names()),
     ("mobilenet_v1", {"width_mult": 0.25}, 64),
     ("mobilenet_v3_large", {"reduced_tail": True}, 32),
 ]
@@ -120,8 +120,8 @@ def test_every_network_exports_and_answers_as_its_checkpoint(
     source = lively(tmp_path, arch, photos, size, **arguments)
     [result] = exported(source, photos, plan(tmp_path, formats=[name]))
     assert result.refused == ""
-    assert result.proof.max_delta <= 1e-3
-    assert result.proof.agreement == 1
+    assert result.report.max_delta <= 1e-3
+    assert result.report.agreement == 1
     assert result.path == tmp_path / f"{arch}{FORMATS[name].suffix}"
     assert np.abs(logits(result.path, photos) - logits(source, photos)).max() < 1e-4
     document = json.loads((tmp_path / f"{result.path.name}.json").read_text())
@@ -137,9 +137,9 @@ def test_every_network_exports_and_answers_as_its_checkpoint(
 def test_the_fast_form_of_the_reference_is_the_plain_one(arch, arguments, size, photos, tmp_path):
     model = build_from(load_checkpoint(lively(tmp_path, arch, photos, size, **arguments)))
     images = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
-    expected = gate.eager(model)(images)
-    assert gate.is_same(gate.fused(model, size)(images), expected)
-    assert not gate.is_same(expected + 1e-4 * np.ptp(expected), expected)
+    expected = parity.eager(model)(images)
+    assert parity.is_same(parity.fused(model, size)(images), expected)
+    assert not parity.is_same(expected + 1e-4 * np.ptp(expected), expected)
 
 
 @pytest.mark.parametrize("fast", [lambda *_: lambda images: images[:, :, 0, 0], lambda *_: 0])
@@ -147,10 +147,10 @@ def test_a_fast_form_that_answers_otherwise_or_not_at_all_is_not_trusted(
     fast, photos, tmp_path, monkeypatch
 ):
     source = lively(tmp_path, "mobilenet_v2", photos)
-    monkeypatch.setattr(export_run, "fused", fast)
+    monkeypatch.setattr(pipeline, "fused", fast)
     [result] = exported(source, photos, plan(tmp_path))
     assert result.refused == ""
-    assert result.proof.max_delta < 1e-4
+    assert result.report.max_delta < 1e-4
 
 
 @pytest.mark.parametrize("name", RUN_HERE)
@@ -194,7 +194,7 @@ def test_eight_bits_keep_the_accuracy_of_a_trained_network(tiny_run, photos, tmp
     one_of_twelve = plan(tmp_path, precision="int8", max_drop=0.1)
     [small] = exported(tiny_run / "best.pt", photos, one_of_twelve)
     assert (small.refused, small.setting) == ("", "8 bits")
-    assert small.proof.reference_top1 - small.proof.top1 <= 0.1
+    assert small.report.reference_top1 - small.report.top1 <= 0.1
     assert small.size < 0.4 * whole.size
     kinds = {node.op_type for node in onnx.load(small.path).graph.node}
     assert "QuantizeLinear" in kinds
@@ -205,7 +205,7 @@ def test_eight_bits_go_with_the_other_options(changes, tiny_run, photos, tmp_pat
     wanted = plan(tmp_path, precision="int8", max_drop=0.1, **changes)
     [result] = exported(tiny_run / "best.pt", photos, wanted)
     assert result.refused == ""
-    assert result.proof.top1 >= 0.9
+    assert result.report.top1 >= 0.9
 
 
 def test_half_precision_goes_with_baking(photos, tmp_path):
@@ -218,8 +218,8 @@ def test_a_conversion_that_fails_is_refused_and_the_others_go_on(photos, tmp_pat
     def fails(network):
         raise RuntimeError("no such operator\nand more")
 
-    broken = {"float32": (formats.Setting("", fails),)}
-    monkeypatch.setattr("mnet_cli.formats.onnx.PRECISIONS", broken)
+    broken = {"float32": (Setting("", fails),)}
+    monkeypatch.setattr(OnnxFormat, "precisions", broken)
     source = lively(tmp_path, "mobilenet_v1", photos)
     first, second = exported(source, photos, plan(tmp_path, formats=["onnx", "torchscript"]))
     assert first.refused == "RuntimeError: no such operator"
@@ -317,7 +317,7 @@ def test_channels_that_training_emptied_keep_their_bias_in_eight_bits(
     wanted = plan(tmp_path, formats=[name], precision="int8")
     [result] = exported(source, photos, wanted)
     assert (result.refused, result.setting) == ("", "8 bits")
-    assert result.proof.max_delta < 0.05
+    assert result.report.max_delta < 0.05
 
 
 @pytest.mark.parametrize("name", RUN_HERE)
@@ -333,7 +333,7 @@ def test_threads_do_not_mix_up_their_answers(name, photos, tmp_path):
 
 
 def test_a_static_format_takes_one_image_unless_told(photos, tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], static=True))
+    monkeypatch.setattr(OnnxFormat, "static", True)
     source = lively(tmp_path, "mobilenet_v1", photos)
     for batch, expected in ((0, 1), (3, 3)):
         [result] = exported(source, photos, plan(tmp_path, batch=batch, force=True))
@@ -343,7 +343,7 @@ def test_a_static_format_takes_one_image_unless_told(photos, tmp_path, monkeypat
 
 
 def test_a_file_that_does_not_run_here_says_so(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runs_on="elsewhere"))
+    monkeypatch.setattr(OnnxFormat, "runs_on", "elsewhere")
     source = lively(tmp_path, "mobilenet_v1", photos)
     assert run(["export", str(source), "--data", str(photos)]) == 0
     assert "converted, not run here" in capsys.readouterr().out
@@ -411,9 +411,9 @@ def test_a_core_ml_package_is_not_run_elsewhere(tmp_path):
         open_classifier(tmp_path / "model.mlpackage", "cpu")
 
 
-def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_path, monkeypatch):
+def test_settings_are_tried_until_one_passes(tiny_run, photos, tmp_path, monkeypatch):
     verdicts = iter(["too far"] * 4 + ["", ""])
-    monkeypatch.setattr("mnet_cli.export.pipeline.fault", lambda *_: next(verdicts))
+    monkeypatch.setattr("mnet_cli.export.pipeline.refusal", lambda *_: next(verdicts))
     [result] = exported(tiny_run / "best.pt", photos, plan(tmp_path, precision="int8"))
     assert [reason for _, reason in result.tried] == ["too far"] * 4
     assert result.setting == "16-bit activations, squeeze-excitation and head in float"
@@ -425,7 +425,7 @@ def test_the_ladder_is_gone_down_until_a_setting_passes(tiny_run, photos, tmp_pa
 def test_what_differs_is_refused_and_leaves_no_file(photos, tmp_path, monkeypatch, capsys):
     source = lively(tmp_path, "mobilenet_v2", photos)
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setitem(gate.MOST_DELTA, "float32", 1e-12)
+    monkeypatch.setitem(parity.TOLERANCE, "float32", 1e-12)
     assert run(["export", str(source), "--data", str(photos)]) == 6
     assert sorted(tmp_path.iterdir()) == [tmp_path / "export.json", *before]
     assert "logits differ by" in capsys.readouterr().err
@@ -480,15 +480,15 @@ def test_the_help_names_every_format(capsys):
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
-    lacking = replace(FORMATS["onnx"], extra="openvino", packages=("no_such_package",))
-    monkeypatch.setitem(formats.FORMATS, "onnx", lacking)
+    monkeypatch.setattr(OnnxFormat, "extra", "mnet-cli[openvino]")
+    monkeypatch.setattr(OnnxFormat, "packages", ("no_such_package",))
     with pytest.raises(MachineError, match=r'pip install "mnet-cli\[openvino\]"'):
-        formats.find_writer("onnx", "float32")
+        registry.format_for_export("onnx", "float32")
 
 
 def test_formats_that_cannot_have_a_precision_say_what_they_can():
-    with pytest.raises(UsageError, match="float32 was expected"):
-        formats.find_writer("pt2", "float16")
+    with pytest.raises(UsageError, match="Choose float32"):
+        registry.format_for_export("pt2", "float16")
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -500,7 +500,7 @@ def test_files_tell_nothing_of_the_machine_they_come_from(name, photos, tmp_path
     if zipfile.is_zipfile(result.path):
         with zipfile.ZipFile(result.path) as archive:
             parts = [archive.read(entry) for entry in archive.namelist()]
-    here = str(Path(formats.__file__).parents[1]).encode()
+    here = str(Path(registry.__file__).parents[1]).encode()
     traces = (here, b"site-packages", str(photos).encode(), str(tmp_path).encode())
     assert not [trace for part in parts for trace in traces if trace in part]
 
@@ -622,30 +622,30 @@ def test_bench_times_what_it_is_given(tiny_run, capsys):
     assert all(0 < row["median_ms"] <= row["p95_ms"] for row in document["files"])
 
 
-def test_the_gate_compares_logits_by_their_range():
+def test_the_parity_check_compares_logits_by_their_range():
     expected = np.asarray([[0, 10], [8, 2]], np.float32)
     found = expected + np.asarray([[0.05, 0], [0, 0]], np.float32)
-    proof = gate.compare(found, expected, np.asarray([1, 1]))
+    proof = parity.check_parity(found, expected, np.asarray([1, 1]))
     assert proof.max_delta == pytest.approx(0.005)
     assert (proof.agreement, proof.top1, proof.reference_top1) == (1, 0.5, 0.5)
-    assert gate.fault(proof, "float16", 0) == ""
-    assert "logits differ" in gate.fault(proof, "float32", 0)
+    assert parity.refusal(proof, "float16", 0) == ""
+    assert "logits differ" in parity.refusal(proof, "float32", 0)
 
 
 @pytest.mark.parametrize(("right", "allowed"), [(198, True), (197, False)])
-def test_the_gate_allows_eight_bits_a_drop_of_whole_images(right, allowed):
+def test_the_parity_check_allows_eight_bits_a_drop_of_whole_images(right, allowed):
     labels = np.zeros(200, int)
     expected = np.tile(np.asarray([1, 0], np.float32), (200, 1))
     found = expected.copy()
     found[right:] = found[right:, ::-1]
-    proof = gate.compare(found, expected, labels)
-    assert (gate.fault(proof, "int8", 0.01) == "") == allowed
-    assert gate.fault(proof, "int8", 0.02) == ""
+    proof = parity.check_parity(found, expected, labels)
+    assert (parity.refusal(proof, "int8", 0.01) == "") == allowed
+    assert parity.refusal(proof, "int8", 0.02) == ""
 
 
 def test_half_a_percent_of_other_answers_is_too_much_in_floating_point():
-    proof = gate.Proof(1000, 0.0, 0.994, 0.9, 0.9)
-    assert "99.4%" in gate.fault(proof, "float32", 1)
+    proof = parity.ParityReport(1000, 0.0, 0.994, 0.9, 0.9)
+    assert "99.4%" in parity.refusal(proof, "float32", 1)
 
 
 def test_calibration_takes_as_many_of_each_class_as_there_are():
@@ -685,10 +685,10 @@ def test_calibration_lets_go_of_the_activations_it_has_sampled(monkeypatch):
             seen.extend(map(weakref.ref, outputs))
             return outputs
 
-    monkeypatch.setattr(int8, "OnnxForward", Watched)
+    monkeypatch.setattr(quantization, "OnnxForward", Watched)
     model = onnx.load_from_string(to_onnx(build_model("mobilenet_v1", 3, width_mult=0.25).eval()))
     images = np.random.default_rng(0).standard_normal((6, 3, 64, 64), np.float32)
-    observed = int8.observe(model, images)
+    observed = quantization.observe(model, images)
     assert len(alive) == 6
     assert max(alive) <= len(observed)  # those of one
 
@@ -708,3 +708,19 @@ def test_the_readme_shows_the_script_that_is_tested():
     start = shown.index("session = onnxruntime.InferenceSession(sys.argv[1])")
     begin = script.index(shown[start])
     assert shown[start - begin : start - begin + len(script)] == script
+
+
+@pytest.mark.parametrize("name", ["torchscript", "pt2"])
+def test_a_file_of_torch_leaves_the_number_of_threads_as_it_was(name, photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v1", photos)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        [result] = exported(source, photos, plan(tmp_path, formats=[name]))
+        classify = open_classifier(result.path, "cpu").classify
+        with ThreadPoolExecutor(2) as pool:
+            images = np.zeros((2, 3, 32, 32), np.float32)
+            assert len([*pool.map(classify, [images] * 8)]) == 8
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -26,7 +26,7 @@ from mnet_cli.features import boundary as features_boundary
 from mnet_cli.features import extract, store
 from mnet_cli.features.boundary import facts_of_machine, find_boundary
 from mnet_cli.features.cache import cache_folders, clear_cache
-from mnet_cli.features.extract import Wanted, cached_features
+from mnet_cli.features.extract import FeatureRequest, cached_features
 from mnet_cli.features.store import open_rows, record_type, write_shard
 from mnet_cli.models.registry import build_model
 from mnet_cli.system import machine
@@ -58,7 +58,7 @@ def dataset(files, augmentation=CROPS, seed=3, preprocess=SMALL):
 
 def look_up(views, where=None, passes=(1, 2), workers=0, on_progress=None):
     [found] = cached_features(
-        [Wanted(where or boundary(), views, passes)], workers, CPU, on_progress
+        [FeatureRequest(where or boundary(), views, passes)], workers, CPU, on_progress
     )
     return found
 
@@ -202,7 +202,7 @@ def test_a_shard_is_computed_again_after_a_change_of_any_byte_of_its_header(file
     content = path.read_bytes()
     for at in range(128):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        assert not len(open_rows(path.parent, Wanted(where, views, [1]).record).keys), at
+        assert not len(open_rows(path.parent, FeatureRequest(where, views, [1]).record).keys), at
         assert not path.exists()
     assert look_up(views, where, [1]).fresh == 2
 
@@ -395,8 +395,8 @@ def test_one_pool_of_workers_computes_all_that_is_wanted(files, monkeypatch):
     monkeypatch.setattr(loaders, "DataLoader", Counted)
     where, done = boundary(stages=5), []
     wanted = [
-        Wanted(where, dataset(files[:17]), (1, 2)),
-        Wanted(where.exact(), dataset(files[17:], Augmentation()), (1,)),
+        FeatureRequest(where, dataset(files[:17]), (1, 2)),
+        FeatureRequest(where.exact(), dataset(files[17:], Augmentation()), (1,)),
     ]
     both = cached_features(wanted, 2, CPU, lambda *step: done.append(step))
     assert pools == [2]
@@ -413,7 +413,10 @@ def test_one_pool_of_workers_computes_all_that_is_wanted(files, monkeypatch):
 
 def test_all_that_one_run_wants_is_kept_together(files, monkeypatch):
     where = boundary(stages=5)
-    wanted = [Wanted(where, dataset(files), [1]), Wanted(where.exact(), dataset(files), [1])]
+    wanted = [
+        FeatureRequest(where, dataset(files), [1]),
+        FeatureRequest(where.exact(), dataset(files), [1]),
+    ]
     size = sum(one.keys.size * one.record.itemsize for one in wanted)
     monkeypatch.setenv("MNET_CACHE_GB", str(1.2 * size / 1e9))
     for _ in range(2):
@@ -422,7 +425,7 @@ def test_all_that_one_run_wants_is_kept_together(files, monkeypatch):
 
 
 def test_a_store_that_has_grown_with_other_seeds_is_emptied_when_room_is_needed(files, monkeypatch):
-    size = len(files) * Wanted(boundary(), dataset(files), [1]).record.itemsize
+    size = len(files) * FeatureRequest(boundary(), dataset(files), [1]).record.itemsize
     monkeypatch.setenv("MNET_CACHE_GB", str(2.5 * size / 1e9))
     for seed in range(5):
         assert features(files, passes=[1], seed=seed).fresh == len(files)

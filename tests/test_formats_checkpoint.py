@@ -58,7 +58,7 @@ def test_same_checkpoint_gives_the_same_bytes(checkpoint, tmp_path):
 def test_newer_format_names_both_versions(checkpoint, tmp_path):
     save_checkpoint(tmp_path / "best.pt", checkpoint)
     write_tensors(tmp_path / "best.pt", read_tensors(tmp_path / "best.pt") | {"format": 3})
-    with pytest.raises(WeightsError, match=r"format 3; format 2 or older"):
+    with pytest.raises(WeightsError, match=r"format 3, but this mnet reads up to 2"):
         load_checkpoint(tmp_path / "best.pt")
 
 

@@ -1,4 +1,5 @@
 import pickle
+import subprocess
 import sys
 import zipfile
 from importlib.util import find_spec
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.inference.classifier import open_classifier
+from mnet_cli.models.device import choose_device
 from mnet_cli.models.onnx_graph import to_onnx
-from mnet_cli.runtimes import choose_device, open_classifier
-from mnet_cli.system import trusted_files as own_files
+from mnet_cli.system import trusted_files
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
@@ -73,11 +75,11 @@ def test_archives_from_elsewhere_are_refused_before_torch_sees_them(suffix, tmp_
 def test_our_own_file_is_refused_once_it_is_changed(tmp_path):
     path = tmp_path / "model.pt2"
     path.write_bytes(b"as it was written")
-    own_files.sign(path.read_bytes())
-    assert own_files.read_own(path) == b"as it was written"
+    trusted_files.trust(path.read_bytes())
+    assert trusted_files.read_trusted(path) == b"as it was written"
     path.write_bytes(b"as it was changed")
     with pytest.raises(WeightsError, match="not written by"):
-        own_files.read_own(path)
+        trusted_files.read_trusted(path)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -96,3 +98,13 @@ def test_a_missing_runtime_names_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(MachineError, match=rf'pip install "mnet-cli\[{extra}\]"'):
         open_classifier(tmp_path / f"model{suffix}", "cpu")
+
+
+def test_all_formats_are_found_by_suffix_without_torch():
+    code = (
+        "import sys; from pathlib import Path; from mnet_cli.formats.registry import format_of\n"
+        "assert format_of(Path('a.onnx')).suffix == '.onnx'\n"
+        "assert format_of(Path('best.pt')) is None\n"
+        "assert not {'torch', 'onnx', 'openvino'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ from mnet_cli.data.images import decode_image
 from mnet_cli.errors import DataError, MnetError, WeightsError
 from mnet_cli.formats.checkpoint import build_from, load_checkpoint
 from mnet_cli.formats.contract import read_contract
-from mnet_cli.runtimes import open_classifier
+from mnet_cli.inference.classifier import open_classifier
 
 FILE_PER_EXAMPLE = settings(
     deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]

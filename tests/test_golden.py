@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mnet_cli.features.store import open_rows, record_type
+from mnet_cli.inference.classifier import open_classifier
 from mnet_cli.inference.predict import predict
-from mnet_cli.runtimes import open_classifier
 
 GOLDEN = Path(__file__).parent / "golden"
 

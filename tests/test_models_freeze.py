@@ -16,7 +16,8 @@ from mnet_cli.models.freeze import (
     stage_table,
 )
 from mnet_cli.models.layers import MobileNet
-from mnet_cli.models.registry import ARCHITECTURES, build_model
+from mnet_cli.models.registry import build_model
+from mnet_cli.system.plugins import ARCHITECTURES
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_training_resumes_everywhere_after_a_thaw(model):
 
 
 @pytest.mark.parametrize("spec", ["features", "features[:5]", ["*.1.bias", "features.3"]])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES.names())
 def test_training_moves_nothing_that_is_frozen(arch, spec):
     model = build_model(arch, 3, width_mult=0.25)
     freeze(model, spec)

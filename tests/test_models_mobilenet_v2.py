@@ -75,8 +75,8 @@ def test_the_batch_norm_epsilon_is_an_argument():
 
 
 def test_an_unknown_argument_is_an_error():
-    with pytest.raises(TypeError, match="round_nearest"):
-        mobilenet_v2(10, round_nearest=4)
+    with pytest.raises(TypeError, match="rounding"):
+        mobilenet_v2(10, rounding=4)
 
 
 @pytest.mark.parametrize("bad", [{"num_classes": 0}, {"width_mult": 0}, {"dropout": 1.5}])

@@ -1,33 +1,23 @@
 """Every architecture by name: defaults, refusals, and that compilers can trace it."""
 
-import inspect
-
 import pytest
 import torch
 from torch import nn
 
 from mnet_cli.errors import RecipeError, UsageError
-from mnet_cli.models.registry import ARCHITECTURES, build_model
+from mnet_cli.models.registry import build_model, find_architecture
+from mnet_cli.system.plugins import ARCHITECTURES
 
-every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
+every_arch = pytest.mark.parametrize("arch", ARCHITECTURES.names())
 
 
-def test_the_four_mobilenets_are_registered():
-    assert set(ARCHITECTURES) == {
+def test_the_mobilenets_are_registered():
+    assert {
         "mobilenet_v1",
         "mobilenet_v2",
         "mobilenet_v3_large",
         "mobilenet_v3_small",
-    }
-
-
-@every_arch
-def test_the_registered_defaults_are_the_builders(arch):
-    architecture = ARCHITECTURES[arch]
-    parameters = inspect.signature(architecture.builder).parameters
-    assert architecture.dropout == parameters["dropout"].default
-    assert architecture.norm_eps == parameters["norm_eps"].default
-    assert architecture.has_reduced_tail == ("reduced_tail" in parameters)
+    } <= set(ARCHITECTURES.names())
 
 
 @every_arch
@@ -48,18 +38,42 @@ def test_a_dropout_of_zero_is_not_taken_for_the_default(arch):
 @every_arch
 def test_a_reduced_tail_shrinks_v3_and_is_refused_elsewhere(arch):
     with torch.device("meta"):
-        if not ARCHITECTURES[arch].has_reduced_tail:
-            with pytest.raises(RecipeError, match=f"reduced_tail: true with {arch}"):
+        if "reduced_tail" not in find_architecture(arch).options:
+            with pytest.raises(RecipeError, match=f"reduced_tail: True has no effect with {arch}"):
                 build_model(arch, 10, reduced_tail=True)
             return
         full, reduced = (build_model(arch, 10, reduced_tail=r) for r in (False, True))
     assert reduced.classifier[-1].in_features * 2 == full.classifier[-1].in_features
 
 
+@every_arch
+@pytest.mark.parametrize("round_nearest", [1, 4, 16])
+def test_channels_are_multiples_of_round_nearest(arch, round_nearest):
+    with torch.device("meta"):
+        own = build_model(arch, 10, width_mult=0.35)
+        model = build_model(arch, 10, width_mult=0.35, round_nearest=round_nearest)
+    gates = {m for g in model.modules() if hasattr(g, "fc1") for m in g.modules()}
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in gates]
+    assert all(m.out_channels % round_nearest == 0 for m in convolutions)
+    channels = [
+        [m.out_channels for m in n.modules() if isinstance(m, nn.Conv2d)] for n in (own, model)
+    ]
+    assert channels[0] != channels[1]
+
+
+def test_round_nearest_gives_torchvisions_channels():
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        ours = build_model("mobilenet_v2", 10, width_mult=0.75, round_nearest=4)
+        theirs = models.mobilenet_v2(num_classes=10, width_mult=0.75, round_nearest=4)
+    shapes = [{n: t.shape for n, t in model.state_dict().items()} for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
 def test_an_unknown_arch_names_the_nearest():
     with pytest.raises(UsageError, match=r'"mobilnet_v2".*Did you mean "mobilenet_v2"'):
         build_model("mobilnet_v2", 10)
-    with pytest.raises(UsageError, match=r'"xyz"; one of mobilenet_v1, .* was expected$'):
+    with pytest.raises(UsageError, match=r'"xyz"\. Choose one of mobilenet_v1, '):
         build_model("xyz", 10)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from mnet_cli.errors import MachineError, RecipeError, WeightsError
 from mnet_cli.models import weights
-from mnet_cli.models.published import published
-from mnet_cli.models.registry import ARCHITECTURES, build_model
-from mnet_cli.models.weights import find_weights, load_matching, timm_to_mnet
+from mnet_cli.models.registry import build_model, find_architecture, published
+from mnet_cli.models.weights import find_weights, load_matching
+from mnet_cli.system.plugins import ARCHITECTURES
 from mnet_cli.system.tensorfile import write_tensors
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "weights"
@@ -79,7 +79,7 @@ def test_none_is_none():
     assert find_weights("none", V2) is None
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES.names())
 def test_a_state_dict_loads_whole_into_its_own_architecture(arch, tmp_path):
     state_dict = small_model(arch).state_dict()
     write_tensors(tmp_path / "a.pth", state_dict)
@@ -147,7 +147,7 @@ def test_a_head_of_the_same_size_for_other_classes_is_not_taken(tmp_path):
         assert account.replaced == ("classifier.1.weight", "classifier.1.bias")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES.names())
 def test_a_head_without_class_names_is_never_taken_for_classes_with_names(arch, tmp_path):
     trained = small_model(arch, num_classes=2)
     write_tensors(tmp_path / "bare.pth", trained.state_dict())
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_names(tmp_path, chan
     assert (
         f"weights of {content['arch']} at width_mult {content['model_args']['width_mult']}" in line
     )
-    assert f"{V2} at width_mult 0.25 was expected" in line
+    assert f"but the model is {V2} at width_mult 0.25" in line
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path, changes):
 def test_another_architecture_is_refused_by_name_and_leaves_the_model_alone(tmp_path, arch):
     write_tensors(tmp_path / "a.pth", small_model(arch).state_dict())
     line = refusal(tmp_path / "a.pth")
-    assert f"looks like {arch}; {V2} at width_mult 0.25 was expected" in line
+    assert f"looks like {arch}, but the model is {V2} at width_mult 0.25" in line
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(WeightsError):
@@ -258,7 +258,9 @@ def test_a_mistyped_source_is_answered_with_the_nearest(tmp_path):
 
 
 def test_the_starter_is_for_one_model_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "STARTER_FILE", tmp_path / "starter.pth")
+    starter = replace(find_architecture(V2).starter, path=tmp_path / "starter.pth")
+    mine = replace(find_architecture(V2), starter=starter)
+    monkeypatch.setattr(weights, "find_architecture", lambda arch: mine)
     state_dict = small_model(width_mult=0.35).state_dict()
     backbone = {n: v.half() for n, v in state_dict.items() if n.startswith("features.")}
     content = {
@@ -277,12 +279,12 @@ def test_the_starter_is_for_one_model_alone(tmp_path, monkeypatch):
     assert account.missing == ("classifier.1.weight", "classifier.1.bias")
     assert found.mean == (0.485, 0.456, 0.406)
     assert "starter" in found.origin
-    with pytest.raises(RecipeError, match=r"starter.*mobilenet_v2 at width_mult 0\.35"):
+    with pytest.raises(RecipeError, match=r"starter.*mobilenet_v2 at width_mult 1"):
         find("starter", V2, 1.0)
 
 
 def test_a_width_that_nobody_published_never_starts_at_random():
-    with pytest.raises(RecipeError, match=r"0\.5, 1, 1\.4.*weights: none"):
+    with pytest.raises(RecipeError, match=r"0\.5, 1, 1\.4.*weights to none"):
         find("imagenet", V2, 0.75)
 
 
@@ -300,7 +302,8 @@ def cached_release(tmp_path, monkeypatch) -> Path:
         url=f"https://127.0.0.1:1/{path.name}",
         sha256=find(path).sha256[:8],
     )
-    monkeypatch.setattr(weights, "PUBLISHED", (row,))
+    mine = replace(find_architecture(V2), published=(row,))
+    monkeypatch.setattr(weights, "find_architecture", lambda arch: mine)
     monkeypatch.setattr(weights, "published", lambda *_: row)
     return path
 
@@ -361,7 +364,7 @@ def test_timms_narrow_v3_small_has_other_channels_and_is_refused(tmp_path, name,
 
 def test_names_that_timms_model_does_not_have_are_kept():
     strangers = {"aux.weight": torch.zeros(1), "blocks.0.0.odd.weight": torch.zeros(1)}
-    assert timm_to_mnet(strangers, V2) == strangers
+    assert find_architecture(V2).from_timm(strangers) == strangers
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Recipes: keys, their ranges and defaults, contradictions, and the JSON Schema."""
 
 import string
-from typing import get_args
 
 import pytest
 import yaml
@@ -9,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnet_cli.errors import MnetError, RecipeError
-from mnet_cli.models.published import widths_with_weights
+from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import (
     Phase,
     Recipe,
     json_schema,
     parse_recipe,
 )
-from mnet_cli.recipe.schema import Arch
+from mnet_cli.system.plugins import ARCHITECTURES
 
 BASE = "schema: 1\nmodel:\n  arch: mobilenet_v2\ndata:\n  root: flowers\n"  # five lines
 PHASES = "phases: [{epochs: 1, freeze: features, lr: 1e-3}, {epochs: 2, freeze: none, lr: 1e-4}]"
@@ -136,22 +135,24 @@ def test_every_form_of_freeze_is_read(written, value):
 def test_a_wrong_value_is_told_with_its_key_and_range(name, line, expected):
     message = refusal(section(name, line))
     assert f"{name}.{line.split(':')[0]}: " in message
-    assert f"was found; {expected}" in message
+    assert f"is not valid. Give {expected}" in message
     assert message.startswith("recipe v2.yaml, line ")
 
 
 def test_a_near_value_is_suggested():
-    assert refusal(section("train", "monitor: macro_f")).endswith('Did you mean "macro_f1"?')
+    assert refusal(section("train", "monitor: macro_f")).endswith(
+        'Did you mean "macro_f1"? Give top1, macro_f1 or loss'
+    )
 
 
 def test_an_unknown_key_names_the_nearest_one():
-    message = 'recipe v2.yaml, line 7, train.epochz: unknown key; did you mean "epochs"?'
+    message = 'recipe v2.yaml, line 7, train.epochz: unknown key. Did you mean "epochs"?'
     assert refusal(section("train", "epochz: 3")) == message
 
 
 def test_a_key_in_the_wrong_section_names_the_right_one():
-    assert refusal(section("train", "image_size: 64")).endswith('did you mean "data.image_size"?')
-    assert refusal(BASE, ["epochs=3"]).endswith('did you mean "train.epochs"?')
+    assert refusal(section("train", "image_size: 64")).endswith('Did you mean "data.image_size"?')
+    assert refusal(BASE, ["epochs=3"]).endswith('Did you mean "train.epochs"?')
 
 
 def test_an_unknown_key_without_a_near_one_says_where_the_keys_are():
@@ -159,15 +160,15 @@ def test_an_unknown_key_without_a_near_one_says_where_the_keys_are():
 
 
 def test_a_section_of_the_wrong_kind_is_told():
-    assert "train: 3 was found; a group of keys" in refusal(BASE + "train: 3\n")
-    assert "train.phases.0: 3 was found; a group of keys" in refusal(
+    assert "train: 3 is not valid. Give a group of keys" in refusal(BASE + "train: 3\n")
+    assert "train.phases.0: 3 is not valid. Give a group of keys" in refusal(
         section("train", "phases: [3]")
     )
 
 
 def test_missing_required_keys_are_all_told():
     lines = problems("output: {name: a}\n")
-    assert lines[0].startswith("recipe v2.yaml, schema: missing; 1 was expected. Add the line")
+    assert lines[0].startswith("recipe v2.yaml, schema: missing. Add the line")
     assert [line.split(":")[0].split()[-1] for line in lines] == [
         "schema",
         "model.arch",
@@ -177,7 +178,7 @@ def test_missing_required_keys_are_all_told():
 
 def test_a_newer_schema_names_both_versions_and_nothing_else():
     message = refusal("schema: 2\nfuture: 1\n")
-    assert "line 1, schema: version 2 was found; this mnet reads version 1" in message
+    assert "line 1, schema: version 2, but this mnet reads version 1" in message
 
 
 @pytest.mark.parametrize("version", ["'1'", "true", "1.0", "0", "-1"])
@@ -190,7 +191,7 @@ def test_all_problems_are_told_together_in_order_of_lines():
         section("train", "epochz: 3", "amp: yes", "momentum: 0.5", "lr: -1"), ["data.image_size=3"]
     )
     assert [line.split(", ")[1] for line in lines[:4]] == [f"line {n}" for n in (7, 8, 9, 10)]
-    assert lines[4].startswith("--set data.image_size=3: 3 was found")
+    assert lines[4].startswith("--set data.image_size=3: 3 is not valid")
 
 
 def test_very_many_problems_are_cut_to_a_screen():
@@ -241,7 +242,7 @@ def test_very_many_problems_are_cut_to_a_screen():
         (
             section("data", "cached_views: 1") + f"train: {{{PHASES.replace('features', 'none')}}}",
             "data.cached_views",
-            "nothing is frozen",
+            "nothing frozen",
         ),
         (
             section("data", "cached_views: 4") + "train: {epochs: 3}",
@@ -306,17 +307,18 @@ def test_keys_that_do_have_an_effect_pass(text):
     assert isinstance(parse_recipe(text, "v2.yaml"), Recipe)
 
 
-@pytest.mark.parametrize("arch", get_args(Arch))
+@pytest.mark.parametrize("arch", ARCHITECTURES.names())
 def test_widths_without_published_weights_name_those_with_them(arch):
     text = section("model", "width_mult: 0.33").replace("mobilenet_v2", arch)
-    widths = widths_with_weights(arch)
-    assert "width_mult of " + ", ".join(f"{width:g}" for width in widths) in refusal(text)
+    widths = find_architecture(arch).widths
+    listed = ", ".join(f"{width:g}" for width in widths)
+    assert f"Choose one of {listed}, for which weights are published" in refusal(text)
     for width in widths:
         assert parse_recipe(text.replace("0.33", str(width)), "v2.yaml").model.width_mult == width
 
 
 def test_a_wrong_value_is_not_also_a_contradiction():
-    assert "train.momentum: 2 was found" in refusal(section("train", "momentum: 2"))
+    assert "train.momentum: 2 is not valid" in refusal(section("train", "momentum: 2"))
     assert "model.arch" in refusal(section("model", "width_mult: 0.3").replace("_v2", "_v9"))
 
 

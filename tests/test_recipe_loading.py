@@ -61,10 +61,10 @@ def test_an_override_repairs_a_wrong_value_of_the_file():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epochz=3", '--set train.epochz=3: unknown key; did you mean "epochs"?'),
-        ("train.lr=0", "--set train.lr=0: 0 was found; a number above 0"),
-        ("train.amp=yes", "--set train.amp=yes: yes, which YAML readers may take for a boolean"),
-        ("train.seed=010", "--set train.seed=010: 010, which YAML readers may take for an octal"),
+        ("train.epochz=3", '--set train.epochz=3: unknown key. Did you mean "epochs"?'),
+        ("train.lr=0", "--set train.lr=0: 0 is not valid. Give a number above 0"),
+        ("train.amp=yes", "--set train.amp=yes: yes is a boolean for some YAML readers"),
+        ("train.seed=010", "--set train.seed=010: 010 is an octal"),
         ("train.lr=[", "--set train.lr=[: not YAML"),
         ("train.lr=!!python/name:os.system", "the tag !!python/name:os.system"),
         ("train.momentum=0.5", "--set train.momentum=0.5: no effect with train.optimizer: adamw"),

@@ -5,10 +5,11 @@ import torch
 
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.data.sample import CLASS_NAMES, draw_flower
-from mnet_cli.models.published import STARTER_ARCH, STARTER_WIDTH
-from mnet_cli.models.registry import build_model
-from mnet_cli.models.weights import STARTER_FILE, find_weights, load_matching
+from mnet_cli.models.registry import build_model, find_architecture
+from mnet_cli.models.weights import find_weights, load_matching
 
+ARCH = "mobilenet_v2"
+STARTER = find_architecture(ARCH).starter
 PLAIN = Preprocess(96, 96, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (255,) * 3)
 
 
@@ -41,9 +42,9 @@ def accuracy_of_a_linear_layer(model, train, val) -> float:
 def test_starter_features_beat_random_features_on_drawn_flowers_by_far():
     torch.manual_seed(0)
     train, val = drawn(16, 0), drawn(16, 1000)
-    model = build_model(STARTER_ARCH, 5, width_mult=STARTER_WIDTH)
+    model = build_model(ARCH, 5, width_mult=STARTER.width_mult)
     random = accuracy_of_a_linear_layer(model, train, val)
-    account = load_matching(model, find_weights("starter", STARTER_ARCH, STARTER_WIDTH))
+    account = load_matching(model, find_weights("starter", ARCH, STARTER.width_mult))
     starter = accuracy_of_a_linear_layer(model, train, val)
     assert account.missing == ("classifier.1.weight", "classifier.1.bias")
     assert starter > 0.8
@@ -51,4 +52,4 @@ def test_starter_features_beat_random_features_on_drawn_flowers_by_far():
 
 
 def test_starter_fits_into_a_megabyte():
-    assert STARTER_FILE.stat().st_size < 1_000_000
+    assert STARTER.path.stat().st_size < 1_000_000

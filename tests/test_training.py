@@ -12,10 +12,10 @@ from torch import nn
 from mnet_cli.errors import DataError, MachineError, RecipeError, RefusedError, UsageError
 from mnet_cli.features import extract, store
 from mnet_cli.formats.checkpoint import load_checkpoint
+from mnet_cli.inference.classifier import open_classifier
 from mnet_cli.inference.evaluate import evaluate
 from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
-from mnet_cli.runtimes import open_classifier
 from mnet_cli.system import machine
 from mnet_cli.system.tensorfile import read_tensors
 from mnet_cli.training.batches import auto_views, choose_views

@@ -17,8 +17,8 @@ def bench(
     ] = 100,
 ) -> None:
     """Time checkpoints and exported files against each other, decoding not included."""
+    from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.inference.timing import time_classifiers
-    from mnet_cli.runtimes import open_classifier
     from mnet_cli.system.machine import BATCH, cores
 
     classifiers = {str(file): open_classifier(file, "cpu") for file in dict.fromkeys(files)}

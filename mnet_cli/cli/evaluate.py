@@ -43,7 +43,7 @@ def evaluate(
 ) -> None:
     """Score a trained model on labelled images and list what it gets wrong."""
     from mnet_cli.inference import evaluate as evaluation
-    from mnet_cli.runtimes import open_classifier
+    from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.training.run_directory import latest_run
     from mnet_cli.training.run_images import open_images
 

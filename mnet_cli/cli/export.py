@@ -10,11 +10,12 @@ import typer
 from mnet_cli.cli import console
 from mnet_cli.cli.options import run_behind
 from mnet_cli.errors import RefusedError, UsageError
+from mnet_cli.system.plugins import FORMATS
 
 if TYPE_CHECKING:
-    from mnet_cli.export import Exported
+    from mnet_cli.export.pipeline import Exported
+    from mnet_cli.inference.classifier import Classifier
     from mnet_cli.inference.timing import Timing
-    from mnet_cli.runtimes import Classifier
 
 ROUNDS = 50  # calls of each file that the table's milliseconds come from
 
@@ -30,8 +31,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, torchscript, pt2, openvino, tflite, executorch or coreml; or several, "
-            "with commas.",
+            help=f"{', '.join(FORMATS.names())}; or several, with commas.",
         ),
     ] = "onnx",
     int8: Annotated[
@@ -46,7 +46,8 @@ def export(
         typer.Option("--bake", help="Take uint8 pixels and give probabilities."),
     ] = False,
     batch: Annotated[
-        int, typer.Option(min=0, max=4096, help="Fix the images a call; 0 leaves them free.")
+        int,
+        typer.Option(min=0, max=4096, help="Fix the number of images a call; 0 leaves it free."),
     ] = 0,
     calibration: Annotated[
         int | None,
@@ -57,29 +58,29 @@ def export(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of top-1 that --int8 may cost.", show_default="0.01"
+            min=0, max=1, help="Share of top-1 that --int8 may lose.", show_default="0.01"
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled images to prove it on.", show_default="the recipe's"),
+        typer.Option(help="Labelled images to compare outputs on.", show_default="the recipe's"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder for the files.", show_default="the checkpoint's"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Write files for other runtimes, proven on the validation photographs."""
+    """Write files for other runtimes, compared with the checkpoint on validation photographs."""
     if int8 and half:
-        raise UsageError("--int8", "given with --half", "one of the two was expected")
+        raise UsageError("--int8", "given with --half", next_step="Choose one of the two")
     for option, value in (("--calibration", calibration), ("--max-drop", max_drop)):
         if value is not None and not int8:
             raise UsageError(option, "no effect without --int8")
 
-    from mnet_cli import export as exporting
+    from mnet_cli.export import pipeline
     from mnet_cli.formats.checkpoint import load_checkpoint
-    from mnet_cli.runtimes import open_classifier
+    from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.system.atomic import write_json
     from mnet_cli.training.run_directory import latest_run
     from mnet_cli.training.run_images import open_images
@@ -87,7 +88,7 @@ def export(
     where = run or latest_run()
     source = where / "best.pt" if where.is_dir() else where
     checkpoint = load_checkpoint(source)
-    plan = exporting.Plan(
+    plan = pipeline.Plan(
         formats=list(dict.fromkeys(name.strip() for name in formats.split(","))),
         precision="int8" if int8 else "float16" if half else "float32",
         bake=bake,
@@ -97,13 +98,13 @@ def export(
         out=out or source.parent,
         force=force,
     )
-    exporting.check_plan(checkpoint, plan)  # before a minute is spent
+    pipeline.check_plan(checkpoint, plan)  # before a minute is spent
     reference = open_classifier(source, "cpu")
     with console.bar("checking images") as on_progress:
         images = open_images(reference, data, on_progress)
     console.notes(images.notes)
     results = []
-    for result in exporting.export(checkpoint, source, images, plan, console.note):
+    for result in pipeline.export(checkpoint, source, images, plan, console.note):
         results.append(result)
         for setting, reason in result.tried:
             console.note(f"note: {result.format}, {setting}: {reason}")
@@ -115,20 +116,19 @@ def export(
         raise RefusedError(
             ", ".join(f"{result.format} {result.precision}" for result in refused),
             refused[0].refused,
-            "answers like the checkpoint's were expected",
-            "No file was written or replaced",
+            next_step="No file was written or replaced",
         )
 
 
 def _time(reference: "Classifier", results: "Sequence[Exported]") -> "dict[str, Timing]":
     """Time the checkpoint and every file that runs here, in turns."""
+    from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.inference.timing import time_classifiers
-    from mnet_cli.runtimes import open_classifier
 
     classifiers = {"checkpoint": reference} | {
         str(result.path): open_classifier(result.path, "cpu")
         for result in results
-        if result.path and result.proof
+        if result.path and result.report
     }
     with console.bar("timing", unit="round") as on_progress:
         return time_classifiers(classifiers, ROUNDS, on_progress)
@@ -146,7 +146,7 @@ def _document(
             "setting": result.setting,
             "file": result.path.name if result.path else None,
             "bytes": result.size or None,
-            **(result.proof.to_dict() if result.proof else {}),
+            **(result.report.to_dict() if result.report else {}),
             "note": result.note or None,
             "refused": result.refused or None,
             "tried": [dict(zip(("setting", "refused"), one, strict=True)) for one in result.tried],
@@ -183,7 +183,7 @@ def _with_earlier(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 def _show(document: dict[str, Any]) -> None:
     percent, checkpoint = console.percent, document["checkpoint"]
-    proven = next((row for row in document["files"] if "reference_top1" in row), None)
+    compared = next((row for row in document["files"] if "reference_top1" in row), None)
     rows: list[tuple[str, ...]] = [
         (
             f"{checkpoint['file']} by ONNX Runtime",
@@ -191,7 +191,7 @@ def _show(document: dict[str, Any]) -> None:
             f"{checkpoint['bytes'] / 1e6:.1f}",
             "",
             "",
-            percent(proven["reference_top1"]) if proven else "",
+            percent(compared["reference_top1"]) if compared else "",
             f"{checkpoint['median_ms']:.1f}",
             "",
         )
@@ -212,9 +212,9 @@ def _show(document: dict[str, Any]) -> None:
         )
     columns = ("file", "precision", ">MB", ">Δ logit", ">agreement", ">top-1", ">ms", "setting")
     console.table(columns, rows)
-    if proven:
+    if compared:
         console.line(
-            f"proven on {proven['images']} photographs; milliseconds of one image on one thread"
+            f"compared on {compared['images']} photographs; milliseconds of one image on one thread"
         )
     for row in document["files"]:
         if row["precision"] != "float32" and "median_ms" in row:

@@ -7,6 +7,7 @@ import typer
 
 from mnet_cli.cli import console
 from mnet_cli.errors import UsageError
+from mnet_cli.system.plugins import ARCHITECTURES
 
 if TYPE_CHECKING:
     from mnet_cli.models.summary import Summary
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def info(
     arch: Annotated[
-        str | None, typer.Argument(help="An architecture, such as mobilenet_v2.")
+        str | None, typer.Argument(help=f"One of {', '.join(ARCHITECTURES.names())}.")
     ] = None,
     width_mult: Annotated[
         float, typer.Option(min=0.05, max=4, help="Width multiplier (alpha).")
@@ -22,8 +23,14 @@ def info(
     image_size: Annotated[
         int, typer.Option(min=32, max=1024, help="Side of the input image in pixels.")
     ] = 224,
+    round_nearest: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Round channels to a multiple.", show_default="the architecture's"
+        ),
+    ] = None,
     reduced_tail: Annotated[
-        bool, typer.Option("--reduced-tail", help="Halve the last stage (V3 only).")
+        bool, typer.Option("--reduced-tail", help="Halve the last stage (V3).")
     ] = False,
     weights: Annotated[
         bool, typer.Option("--weights", help="List the published weights instead.")
@@ -35,12 +42,20 @@ def info(
         return
     if arch is None:
         raise UsageError(
-            "mnet info", "no architecture", "a name or --weights was expected", "Try mobilenet_v2"
+            "mnet info",
+            "no architecture",
+            next_step=f"Name one of {', '.join(ARCHITECTURES.names())}, or add --weights",
         )
     from mnet_cli.models.registry import build_model, find_architecture
     from mnet_cli.models.summary import summarize
 
-    model = build_model(arch, 1000, width_mult=width_mult, reduced_tail=reduced_tail)
+    model = build_model(
+        arch,
+        1000,
+        width_mult=width_mult,
+        round_nearest=round_nearest,
+        reduced_tail=reduced_tail,
+    )
     summary = summarize(model, image_size)
     document = {
         "arch": arch,
@@ -102,20 +117,28 @@ def _show_summary(title: str, summary: "Summary") -> None:
 
 
 def _show_weights(arch: str | None) -> None:
-    from mnet_cli.models.published import PUBLISHED
+    from mnet_cli.models.registry import find_architecture
 
-    rows = [row for row in PUBLISHED if arch in (None, row.arch)]
-    if arch and not rows:
-        from mnet_cli.models.registry import find_architecture
-
-        find_architecture(arch)  # says what is wrong with the name
+    rows = [
+        {"arch": name, **asdict(row), "file_name": row.file_name}
+        for name in ([arch] if arch else ARCHITECTURES.names())
+        for row in find_architecture(name).published
+    ]
     console.show(
-        [asdict(row) for row in rows],
+        rows,
         lambda: console.table(
-            ("arch", ">width_mult", "release", ">top-1", "file", "from"),
+            ("arch", ">width_mult", "release", ">top-1", ">pixels", "file", "from"),
             [
-                (w.arch, f"{w.width_mult:g}", w.release, f"{w.top1:.1f}%", w.file_name, w.source)
-                for w in rows
+                (
+                    row["arch"],
+                    f"{row['width_mult']:g}",
+                    row["release"],
+                    f"{row['top1']:.1f}%",
+                    row["image_size"],
+                    row["file_name"],
+                    row["source"],
+                )
+                for row in rows
             ],
             title="published ImageNet weights",
         ),

@@ -56,7 +56,7 @@ def predict(
         raise UsageError(f"--plot {plot}", "exists", "a new file was expected", "Or add --force")
 
     from mnet_cli.inference import predict as prediction
-    from mnet_cli.runtimes import open_classifier
+    from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.training.run_directory import latest_run
 
     prediction.refuse_unmatched(path for path in paths if path != STDIN)

@@ -19,7 +19,7 @@ from mnet_cli.system.text import listing
 
 if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
-    from mnet_cli.models.weights import WeightsAccount
+    from mnet_cli.models.weights import LoadReport
     from mnet_cli.recipe import Recipe
     from mnet_cli.training.batches import CacheUse, Supply
     from mnet_cli.training.setup import Job
@@ -63,8 +63,8 @@ def train(
     else:
         raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
 
+    from mnet_cli.models.device import choose_device
     from mnet_cli.models.freeze import stage_table
-    from mnet_cli.runtimes import choose_device
     from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
     from mnet_cli.training.summary import summarize, write_results
     from mnet_cli.training.trainer import fit
@@ -164,7 +164,7 @@ def _show_complete(run: Path) -> None:
 
 def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Recipe":
     """The recipe of a run; one that is given besides must not differ in what it trains."""
-    from mnet_cli.recipe import load_recipe, plain_values
+    from mnet_cli.recipe import load_recipe, load_resolved, plain_values
 
     file = run / "recipe.yaml"
     if not file.is_file():
@@ -175,12 +175,12 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
             "Start one with --recipe",
         )
     if not recipe and not overrides:
-        return load_recipe(file)
+        return load_resolved(file)
 
     from mnet_cli.training.setup import recipe_differences
 
     wanted = load_recipe(recipe or file, overrides)
-    differences = recipe_differences(plain_values(load_recipe(file)), plain_values(wanted))
+    differences = recipe_differences(plain_values(load_resolved(file)), plain_values(wanted))
     if differences:
         raise RecipeError(
             str(file),
@@ -194,16 +194,16 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
 
 def _data_of(run: Path, recipe: "Recipe") -> Path:
     """Where the data set of a run is; a `data.root` that is given now comes first."""
-    from mnet_cli.recipe import load_recipe
+    from mnet_cli.recipe import load_resolved
     from mnet_cli.training.run_directory import find_data
 
     root = Path(recipe.data.root)
-    if recipe.data.root != load_recipe(run / "recipe.yaml").data.root:
+    if recipe.data.root != load_resolved(run / "recipe.yaml").data.root:
         return root
     return find_data(run, root, "--set data.root=DIR")
 
 
-def _show_account(account: "WeightsAccount | None") -> None:
+def _show_account(account: "LoadReport | None") -> None:
     if account is None:
         console.note("weights: none, a random start")
         return
@@ -222,7 +222,7 @@ def _show_stages(rows: "list[StageRow]") -> None:
 
 def _grouped(rows: "list[StageRow]") -> Iterator[tuple[str, str, str]]:
     """Put neighbouring stages of the features that learn, or that do not, into one row."""
-    for _, group in groupby(rows, lambda row: (row.name == "classifier", row.trainable > 0)):
+    for _, group in groupby(rows, lambda row: (row.is_head, row.trainable > 0)):
         stages = list(group)
         name = stages[0].name
         if len(stages) > 1:

@@ -1,4 +1,4 @@
-"""The story of an export: convert, check, run, compare, and only then hand over."""
+"""An export step by step: convert, check, run, compare, and only then publish."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +14,16 @@ from torch import nn
 from mnet_cli.data.dataset import DataSet
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, RefusedError, UsageError
-from mnet_cli.export.parity import Proof, compare, eager, fault, fused, is_same
+from mnet_cli.export.parity import ParityReport, check_parity, eager, fused, is_same, refusal
+from mnet_cli.formats.base import Format
 from mnet_cli.formats.checkpoint import Checkpoint, build_from
 from mnet_cli.formats.contract import Contract, document_of
 from mnet_cli.formats.network import Baked, Network
-from mnet_cli.formats.registry import FORMATS, PRECISIONS, Writer, find_writer
+from mnet_cli.formats.registry import PRECISIONS, format_for_export
+from mnet_cli.inference.classifier import Classify, as_classify, as_input, classified_preprocess
 from mnet_cli.inference.evaluate import stacked
 from mnet_cli.inference.stream import outputs_of
-from mnet_cli.runtimes import Classify, as_input, classified_preprocess, open_classifier
-from mnet_cli.system.atomic import remove_leftovers, scratch_folder, settle, write_json
+from mnet_cli.system.atomic import publish, remove_leftovers, scratch_folder, write_json
 from mnet_cli.system.hashing import content_sha256, file_sha256
 from mnet_cli.system.machine import BATCH
 
@@ -32,10 +33,10 @@ NOT_RUN = "converted, not run here"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted.
+    """What to export, and how.
 
     Attributes:
-        formats: Names in `FORMATS`.
+        formats: Names of formats.
         precision: `float32`, `float16` or `int8`.
         bake: Pixels in, probabilities out.
         batch: Fixes the number of images a call; 0 leaves it free where the format can, and
@@ -63,13 +64,13 @@ class Exported:
     Attributes:
         format: Its name.
         precision: As asked for.
-        setting: The setting that passed the gate, or the last that did not.
+        setting: The setting that passed the parity check, or the last that did not.
         path: The file; None if it was refused.
         size: Its bytes, companions included.
-        proof: What was measured; None if there were no numbers to compare.
+        report: What was measured; None if there were no numbers to compare.
         refused: Why there is no file; empty if there is one.
         tried: Settings that were refused before, with the reason.
-        note: What a file lacks; empty if it is proven.
+        note: Why nothing was measured; empty if it was.
     """
 
     format: str
@@ -77,7 +78,7 @@ class Exported:
     setting: str
     path: Path | None
     size: int
-    proof: Proof | None
+    report: ParityReport | None
     refused: str = ""
     tried: tuple[tuple[str, str], ...] = ()
     note: str = ""
@@ -85,7 +86,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the answers are compared on: the checkpoint's own logits (N, C) and the labels (N,)."""
+    """What outputs are compared on: the checkpoint's own logits (N, C) and the labels (N,)."""
 
     files: Sequence[Path]
     labels: NDArray[np.int64]
@@ -104,9 +105,9 @@ def export(
     Args:
         checkpoint: The trained classifier.
         source: Its file.
-        images: Labelled photographs: `val` proves, `train` calibrates; where they are not
-            divided, `all` does both.
-        plan: What is wanted.
+        images: Labelled photographs: outputs are compared on `val`, integers calibrated on
+            `train`; where they are not divided, `all` serves for both.
+        plan: What to export, and how.
         on_step: Called with a few words at each step.
 
     Yields:
@@ -115,17 +116,21 @@ def export(
     Raises:
         UsageError, MachineError: As `check_plan` does, or the disk refused.
         DataError: A photograph has become unreadable.
-        RefusedError: The checkpoint's own answers are not numbers.
+        RefusedError: The checkpoint's own outputs are not finite.
     """
-    writers = check_plan(checkpoint, plan)
+    formats = check_plan(checkpoint, plan)
     remove_leftovers(plan.out)
     model = build_from(checkpoint)
-    on_step("the checkpoint's own answers")
+    on_step("outputs of the checkpoint")
     split = "val" if "val" in images.splits else "all"
     files = images.files(split)
     expected = _expected(model, checkpoint.preprocess, files)
     if not np.isfinite(expected).all():
-        raise RefusedError(str(source), "answers that are not finite", "numbers were expected")
+        raise RefusedError(
+            str(source),
+            "its outputs are not finite",
+            next_step="Train again with a lower train.lr",
+        )
     photographs = Photographs(files, images.splits[split].labels, expected)
     seed = int(checkpoint.recipe["train"]["seed"])
     chosen, calibration = calibration_photographs(images, plan, seed)
@@ -145,17 +150,17 @@ def export(
     @cache
     def calibration_inputs() -> NDArray[Any]:
         preprocess = classified_preprocess(contract)
-        return as_input(_answers(lambda pixels: pixels, preprocess, chosen), contract)
+        return as_input(_outputs(lambda pixels: pixels, preprocess, chosen), contract)
 
     network = Network(
         Baked(model, checkpoint.preprocess).eval() if plan.bake else model,
         contract,
         calibration_inputs,
     )
-    for name, writer in writers.items():
-        target = plan.out / _file_name(checkpoint.arch, name, plan)
-        own = network.with_batch(plan.batch or 1) if FORMATS[name].static else network
-        yield _export_one(name, writer, own, target, photographs, plan, on_step)
+    for name, kind in formats.items():
+        target = plan.out / _file_name(checkpoint.arch, kind, plan)
+        own = network.with_batch(plan.batch or 1) if kind.static else network
+        yield _export_one(name, kind, own, target, photographs, plan, on_step)
 
 
 def _expected(
@@ -163,70 +168,69 @@ def _expected(
 ) -> NDArray[np.float32]:
     """The checkpoint's own logits (N, C), by PyTorch.
 
-    Its fast form answers if it agrees with the plain one on the first photographs.
+    The fast form is used if it agrees with the plain one on the first photographs.
     """
     few = [files[index] for index in range(min(BATCH, len(files)))]
     plain = eager(model)
     try:
         fast = fused(model, preprocess.image_size)
-        trusted = is_same(_answers(fast, preprocess, few), _answers(plain, preprocess, few))
+        trusted = is_same(_outputs(fast, preprocess, few), _outputs(plain, preprocess, few))
     except (DataError, MachineError):
         raise
     except Exception:  # the compiler's errors on a network that it cannot follow
         trusted = False
-    return _answers(fast if trusted else plain, preprocess, files)
+    return _outputs(fast if trusted else plain, preprocess, files)
 
 
-def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Writer]:
-    """Find the writers of the plan's formats; what can be refused early is refused here.
+def check_plan(checkpoint: Checkpoint, plan: Plan) -> dict[str, Format]:
+    """Find the plan's formats; what can be refused early is refused here.
 
     Raises:
-        UsageError: A format is unknown, cannot have that precision, or its file is there.
+        UsageError: A format is unknown, cannot have that precision, or its file exists.
         MachineError: An extra is not installed, or the folder cannot be written.
     """
-    writers = {name: find_writer(name, plan.precision) for name in plan.formats}
-    for name in writers:
-        target = plan.out / _file_name(checkpoint.arch, name, plan)
-        companion = target.with_suffix(FORMATS[name].companion or target.suffix)
+    formats = {name: format_for_export(name, plan.precision) for name in plan.formats}
+    for kind in formats.values():
+        target = plan.out / _file_name(checkpoint.arch, kind, plan)
+        companion = target.with_suffix(kind.companion or target.suffix)
         for path in (target, companion, document_of(target)):
             if path.exists() and not plan.force:
-                raise UsageError(str(path), "exists", "a new file was expected", "Or add --force")
+                raise UsageError(str(path), "exists already", next_step="Add --force to replace it")
     with scratch_folder(plan.out):
         pass  # it can be written
-    return writers
+    return formats
 
 
 def _export_one(
     name: str,
-    writer: Writer,
+    kind: Format,
     network: Network,
     target: Path,
     photographs: Photographs,
     plan: Plan,
     on_step: Progress,
 ) -> Exported:
-    """Go down the ladder of settings until one passes the gate, if that can be run here."""
-    runs_here = FORMATS[name].runs_here
+    """Try the format's settings in order until a file passes the parity check."""
     tried: list[tuple[str, str]] = []
-    proof = None
-    for setting in writer.PRECISIONS[plan.precision]:
+    report = None
+    for setting in kind.precisions[plan.precision]:
         on_step(f"{name} {plan.precision} {setting.title}".rstrip())
         contract = replace(network.contract, setting=setting.title)
         with scratch_folder(plan.out) as scratch:
             file = scratch / target.name
             try:
                 program = setting.convert(network)
-                writer.save(program, file, contract)
-                writer.check(file)
-                refused, proof = "", None
-                if runs_here:
-                    found = _answers_of(file, photographs.files)
-                    refused, proof = _judge(found, contract, photographs, plan.max_drop)
-                if proof and not refused:
-                    contract = replace(contract, proof=proof.to_dict())
-                    writer.save(program, file, contract)
-                    writer.check(file)
-                    refused = _differs(file, found, photographs.files)
+                kind.save(program, file, contract)
+                kind.check(file)
+                refused, report = "", None
+                if kind.runs_here:
+                    found = _outputs_of_file(kind, file, photographs.files)
+                    refused, report = _judge(found, contract, photographs, plan.max_drop)
+                if report and not refused:
+                    contract = replace(contract, proof=report.to_dict())
+                    kind.save(program, file, contract)
+                    kind.check(file)
+                    refused = _differs(kind, file, found, photographs.files)
             except (MachineError, DataError, UsageError, OSError):
                 raise
             except Exception as error:  # converters and runtimes raise what they like
@@ -238,45 +242,47 @@ def _export_one(
                     precision=plan.precision,
                     setting=setting.title,
                     path=target,
-                    size=_hand_over(file, target, contract),
-                    proof=proof,
+                    size=_publish(file, target, contract),
+                    report=report,
                     tried=(*tried,),
-                    note="" if runs_here else NOT_RUN,
+                    note="" if kind.runs_here else NOT_RUN,
                 )
         tried.append((setting.title, refused))
     title, refused = tried.pop()
-    return Exported(name, plan.precision, title, None, 0, proof, refused, (*tried,))
+    return Exported(name, plan.precision, title, None, 0, report, refused, (*tried,))
 
 
 def _judge(
     found: NDArray[np.float32], contract: Contract, photographs: Photographs, max_drop: float
-) -> tuple[str, Proof | None]:
-    """Compare a file's answers (N, C) with the checkpoint's; the fault, and the numbers."""
+) -> tuple[str, ParityReport | None]:
+    """Compare a file's outputs (N, C) with the checkpoint's: why it is refused, and the numbers."""
     if found.shape != photographs.expected.shape:
-        return f"answers of shape {found.shape}", None
+        return f"outputs of shape {found.shape}", None
     if not np.isfinite(found).all():
-        return "answers that are not finite", None
-    proof = compare(found, photographs.expected, photographs.labels, probabilities=contract.baked)
-    return fault(proof, contract.precision, max_drop), proof
+        return "outputs that are not finite", None
+    report = check_parity(
+        found, photographs.expected, photographs.labels, probabilities=contract.baked
+    )
+    return refusal(report, contract.precision, max_drop), report
 
 
-def _differs(file: Path, found: NDArray[np.float32], files: Sequence[Path]) -> str:
-    """Say whether a file that now carries its proof still answers as when it was judged."""
+def _differs(kind: Format, file: Path, found: NDArray[np.float32], files: Sequence[Path]) -> str:
+    """Say whether a file that now carries its report still gives the outputs it was judged by."""
     few = [files[index] for index in range(min(BATCH, len(files)))]
-    same = np.array_equal(_answers_of(file, few), found[: len(few)])
-    return "" if same else "other answers once the proof was written into it"
+    same = np.array_equal(_outputs_of_file(kind, file, few), found[: len(few)])
+    return "" if same else "other outputs once the report was written into it"
 
 
-def _answers_of(file: Path, photographs: Sequence[Path]) -> NDArray[np.float32]:
-    """Load a file in its own runtime and let it answer."""
-    classifier = open_classifier(file, "cpu")
-    return _answers(classifier.classify, classifier.preprocess, photographs)
+def _outputs_of_file(kind: Format, file: Path, photographs: Sequence[Path]) -> NDArray[np.float32]:
+    """Load a file in its own runtime and run it."""
+    run, contract = kind.load(file, "cpu")
+    return _outputs(as_classify(run, contract), classified_preprocess(contract), photographs)
 
 
-def _hand_over(file: Path, target: Path, contract: Contract) -> int:
-    """Move a proven file to its final name, and its companions before it; its size in bytes.
+def _publish(file: Path, target: Path, contract: Contract) -> int:
+    """Move a checked file to its final name, and its companions before it; its size in bytes.
 
-    An older file goes first, so that at no moment parts of two stand together.
+    An older file is deleted first, so that parts of two never stand together.
     """
     parts = [*file.parent.iterdir()]
     size = sum(map(_size, parts))
@@ -290,7 +296,7 @@ def _hand_over(file: Path, target: Path, contract: Contract) -> int:
     if target.is_file():
         target.unlink()
     for path in sorted(file.parent.iterdir(), key=lambda path: path == file):
-        settle(path, target.with_name(path.name))
+        publish(path, target.with_name(path.name))
     return size
 
 
@@ -329,12 +335,12 @@ def balanced(labels: NDArray[np.int64], count: int, seed: int) -> list[int]:
     return chosen
 
 
-def _answers(
+def _outputs(
     classify: Classify, preprocess: Preprocess, files: Sequence[Path]
 ) -> NDArray[np.float32]:
     return stacked(outputs_of(files, preprocess, classify, BATCH), len(files))
 
 
-def _file_name(arch: str, name: str, plan: Plan) -> str:
+def _file_name(arch: str, kind: Format, plan: Plan) -> str:
     baked = ".baked" if plan.bake else ""
-    return f"{arch}{PRECISIONS[plan.precision]}{baked}{FORMATS[name].suffix}"
+    return f"{arch}{PRECISIONS[plan.precision]}{baked}{kind.suffix}"

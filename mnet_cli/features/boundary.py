@@ -1,6 +1,5 @@
 """The frozen boundary: what runs below it, and what its activations depend on."""
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +12,6 @@ import torch
 from torch import nn
 
 from mnet_cli.models.forward import Forward, compile_forward
-from mnet_cli.models.onnx_forward import OnnxForward
-from mnet_cli.models.onnx_graph import to_onnx
 
 # Other versions, other last bits; simplejpeg brings the libjpeg that decodes most JPEGs.
 LIBRARIES = ("onnxruntime", "pillow", "simplejpeg", "torch", "torchvision")
@@ -29,12 +26,14 @@ class Boundary:
         shape: Of one image's activations.
         dtype: What they are kept as: half precision for feature maps, where it halves much.
         network: What the activations depend on besides the view, as plain values.
+        note: Why the forward pass is not the usual one; empty where it is.
     """
 
     forward: Forward
     shape: tuple[int, ...]
     dtype: str
     network: Mapping[str, Any]
+    note: str = ""
 
     @property
     def is_map(self) -> bool:
@@ -60,8 +59,7 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
         image_size: Side S of the images that it will get, in pixels.
         device: Where it runs.
     """
-    graph = to_onnx(front)
-    forward = OnnxForward(graph) if device.type == "cpu" else compile_forward(front, device)
+    forward = compile_forward(front, device, image_size=image_size)
     shape = forward(np.zeros((1, 3, image_size, image_size), np.float32)).shape[1:]
     return Boundary(
         forward,
@@ -69,10 +67,10 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
         dtype="float32" if len(shape) == 1 else "float16",
         network={
             "title": title,
-            # The graph holds architecture, boundary and weights, and nothing else.
-            "sha256": hashlib.sha256(graph).hexdigest(),
+            "sha256": forward.fingerprint,
             **facts_of_machine(device),
         },
+        note=forward.note,
     )
 
 

@@ -1,4 +1,4 @@
-"""The folder of all stores: what is in it, and how it stays below its cap."""
+"""The folder of all stores: what is in it, and how it stays below its limit."""
 
 import hashlib
 import json
@@ -54,7 +54,9 @@ def cache_cap() -> int:
     except (ValueError, OverflowError):
         cap = 0
     if cap <= 0:
-        raise UsageError(CAP_VARIABLE, f'"{text}"', "a number of gigabytes above 0 was expected")
+        raise UsageError(
+            CAP_VARIABLE, f'"{text}"', next_step="Set it to a number of gigabytes above 0"
+        )
     return cap
 
 
@@ -114,9 +116,10 @@ def make_room(folders: Sequence[Path], needed: int, in_all: int) -> None:
     if in_all > min(cap, free + sum(store.size for store in stores)):
         raise MachineError(
             str(cache_root()),
-            f"{_megabytes(in_all)} of features, {_megabytes(free)} free",
-            f"the cache may hold {_megabytes(cap)}",
-            f"Free some space, raise {CAP_VARIABLE}, lower data.cached_views or set it to 0",
+            f"too small for {_megabytes(in_all)} of features: the cache may hold "
+            f"{_megabytes(cap)}, and {_megabytes(free)} of the disk are free",
+            next_step=f"Free some space, raise {CAP_VARIABLE}, or lower data.cached_views; "
+            "0 does without the cache",
         )
     others = [store for store in stores if store.path not in folders]
     own = [store for store in stores if store.path in folders]
@@ -177,6 +180,5 @@ def _refused(path: Path, what: str, error: OSError) -> MachineError:
     return MachineError(
         str(path),
         f"cannot be {what} ({error.strerror or error})",
-        "a writable cache folder was expected",
-        "Train without the cache: --set data.cached_views=0",
+        next_step="Check its permissions, or train without the cache: --set data.cached_views=0",
     )

@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Activations that are wanted.
+class FeatureRequest:
+    """Activations that a phase of training needs.
 
     Attributes:
         boundary: The frozen part.
@@ -86,80 +86,80 @@ class Features:
 
 
 def cached_features(
-    wanted: Sequence[Wanted],
+    requests: Sequence[FeatureRequest],
     workers: int,
     device: torch.device,
     on_progress: Progress | None = None,
 ) -> list[Features]:
-    """Find activations in the cache, and compute those that lack.
+    """Find activations in the cache, and compute those that are missing.
 
     What was computed stays when this is interrupted, up to the last `SHARD` bytes.
 
     Args:
-        wanted: All that one phase of training needs; their boundaries differ in precision alone.
+        requests: All that one phase of training needs; their boundaries differ in precision alone.
         workers: Processes that compute; 0 computes in this one.
         device: Where the frozen part runs.
         on_progress: Called with (done, total) views that had to be computed.
 
     Raises:
         DataError: An image has become unreadable or another one.
-        MachineError: The cache cannot be written, or is too small for all that is wanted.
+        MachineError: The cache cannot be written, or is too small for all requests.
     """
-    found = [_look_up(one) for one in wanted]
+    found = [_look_up(one) for one in requests]
     fresh = [int((there.index < 0).sum()) for there in found]
     if any(fresh):
-        needed = sum(n * one.record.itemsize for n, one in zip(fresh, wanted, strict=True))
+        needed = sum(n * one.record.itemsize for n, one in zip(fresh, requests, strict=True))
         in_all = sum(
-            there.index.size * one.record.itemsize for there, one in zip(found, wanted, strict=True)
+            there.index.size * one.record.itemsize
+            for there, one in zip(found, requests, strict=True)
         )
         make_room([there.folder for there in found], needed, in_all)
     for _ in range(ATTEMPTS):
-        # What lacks, and what has gone by the time it is read: images, places of view numbers.
-        lacking = [np.argwhere(there.index.T < 0) for there in found]
-        if not any(map(len, lacking)):
+        # What is missing, or deleted by the time it is read: images, places of view numbers.
+        missing = [np.argwhere(there.index.T < 0) for there in found]
+        if not any(map(len, missing)):
             return [replace(there, fresh=n) for there, n in zip(found, fresh, strict=True)]
         folders = [there.folder for there in found]
-        _compute(wanted, lacking, folders, workers, device, on_progress)
-        for place, one in enumerate(wanted):
-            if len(lacking[place]):
+        _compute(requests, missing, folders, workers, device, on_progress)
+        for place, one in enumerate(requests):
+            if len(missing[place]):
                 del found[place]  # closes its files before they are opened again
                 found.insert(place, _look_up(one))
     raise MachineError(
         str(found[0].folder),
-        "features go as soon as they are computed",
-        "a cache folder that nobody clears meanwhile was expected",
-        "Train again",
+        "its files are deleted as soon as they are written",
+        next_step="Find out which program clears the folder, then train again",
     )
 
 
-def _look_up(wanted: Wanted) -> Features:
-    folder, keys = wanted.folder(), wanted.keys
-    rows = open_rows(folder, wanted.record)
+def _look_up(request: FeatureRequest) -> Features:
+    folder, keys = request.folder(), request.keys
+    rows = open_rows(folder, request.record)
     return Features(rows, rows.find(keys.ravel()).reshape(keys.shape), 0, folder)
 
 
 def _compute(
-    wanted: Sequence[Wanted],
-    lacking: Sequence[NDArray[np.int64]],
+    requests: Sequence[FeatureRequest],
+    missing: Sequence[NDArray[np.int64]],
     folders: Sequence[Path],
     workers: int,
     device: torch.device,
     on_progress: Progress | None,
 ) -> None:
-    """Compute the pairs (n, 2) of image and place of a view's number that lack of each."""
-    [forward] = {one.boundary.forward for one in wanted}
-    views = JoinedViews([one.views for one in wanted])
+    """Compute the pairs (n, 2) of image and place of a view's number that are missing of each."""
+    [forward] = {one.boundary.forward for one in requests}
+    views = JoinedViews([one.views for one in requests])
     # On a CPU each worker takes its images through the network too, and sends on what is small.
     in_workers = device.type == "cpu"
     batches = load_views(
         views,
-        chain.from_iterable(map(_batches, wanted, lacking, views.starts)),
+        chain.from_iterable(map(_batches, requests, missing, views.starts)),
         workers,
         device,
         transform=forward if in_workers else None,
     )
-    done, total = 0, sum(map(len, lacking))
-    for one, pairs, folder in zip(wanted, lacking, folders, strict=True):
+    done, total = 0, sum(map(len, missing))
+    for one, pairs, folder in zip(requests, missing, folders, strict=True):
         images, places = pairs.T
         keys = one.keys[places, images]
         with _shards(folder, one.record, len(pairs)) as add:
@@ -172,10 +172,12 @@ def _compute(
                     on_progress(done, total)
 
 
-def _batches(wanted: Wanted, lacking: NDArray[np.int64], start: int) -> Iterator[list[Key]]:
-    """The keys of what lacks, where the images are counted from `start` on."""
-    images, places = lacking.T
-    numbers = np.asarray(wanted.numbers)[places]
+def _batches(
+    request: FeatureRequest, missing: NDArray[np.int64], start: int
+) -> Iterator[list[Key]]:
+    """The keys of what is missing, where the images are counted from `start` on."""
+    images, places = missing.T
+    numbers = np.asarray(request.numbers)[places]
     return key_batches(np.stack([numbers, images + start], axis=1), BATCH)
 
 

@@ -87,8 +87,7 @@ class Rows:
             raise MachineError(
                 str(getattr(error, "filename", None) or "the cache"),
                 f"cannot be opened again ({getattr(error, 'strerror', None) or error})",
-                "a cache that nobody clears meanwhile was expected",
-                "Go on with --resume; with a higher ulimit -n all of the cache stays open",
+                next_step="Resume with --resume; a higher ulimit -n keeps all of the cache open",
             ) from error
         return rows
 
@@ -142,8 +141,7 @@ def _checked_keys(
             raise MachineError(
                 str(path),
                 f"cannot be opened ({error.strerror})",
-                "room for more open files and mappings was expected",
-                "Raise ulimit -n, or mnet cache clear",
+                next_step='Raise ulimit -n, or run "mnet cache clear"',
             ) from error
         return np.empty(0, KEY)
     except Exception:

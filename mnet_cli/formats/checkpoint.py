@@ -2,9 +2,9 @@
 
 Format 2 is a torch file of plain tensors, numbers, strings, lists and dicts with the keys
 `format`, `mnet_version`, `arch`, `model_args`, `state_dict`, `class_names`, `preprocess`,
-`recipe` and `metrics`. `last.pt` adds what a run goes on from: `optimizer`, `scheduler`,
-`scaler`, `ema`, `epoch`, `step`, `seed`, `account` (of the weights it began with), `running`
-(the epoch that is under way) and `history` (the epochs before). The `state_dict` of V2 and V3
+`recipe` and `metrics`. `last.pt` adds what a run resumes from: `optimizer`, `scheduler`,
+`scaler`, `ema`, `epoch`, `step`, `seed`, `account` (the report on the weights it began with),
+`running` (the epoch under way) and `history` (the epochs before). The `state_dict` of V2 and V3
 has torchvision's names. Format 1 lacks the version of the decode rules in `preprocess`, and its
 `last.pt` keeps the best epoch's logits.
 """
@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise WeightsError(
                 str(path),
                 "no best.pt in this folder: it is no run, or no epoch of it has ended",
-                next_step=f"Go on with: mnet train --resume {path}, or name another --checkpoint",
+                next_step=f'Run "mnet train --resume {path}", or name another --checkpoint',
             )
         path = path / "best.pt"
     content = read_tensors(path)
@@ -99,15 +99,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(
             str(path),
             "weights without a format, class names and preprocessing",
-            "a checkpoint written by mnet train was expected",
-            "Use it as model.weights in a recipe instead",
+            next_step="Name a checkpoint of mnet train, or use the file as model.weights",
         )
     if version > FORMAT:
         raise WeightsError(
             str(path),
-            f"checkpoint format {version}",
-            f"format {FORMAT} or older was expected",
-            "Update mnet",
+            f"checkpoint format {version}, but this mnet reads up to {FORMAT}",
+            next_step="Update mnet",
         )
     try:
         checkpoint = Checkpoint(
@@ -123,7 +121,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            str(path), f"an incomplete checkpoint ({error})", "all keys of its format were expected"
+            str(path),
+            f"an incomplete checkpoint ({error})",
+            next_step="Copy it again from where it was trained, or train again",
         ) from error
     check_class_indices(path, checkpoint.class_names)
     return checkpoint
@@ -143,13 +143,13 @@ def build_from(checkpoint: Checkpoint) -> nn.Module:
         raise WeightsError(
             where,
             f"its tensors do not fit {checkpoint.arch}, the architecture that it names",
-            "a whole checkpoint was expected",
+            next_step="Copy it again from where it was trained, or train again",
         ) from error
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
             where,
             f"{broken[0]} holds NaN or infinity",
-            "finite numbers were expected",
+            next_step="Train again with a lower train.lr",
         )
     return model.eval()

@@ -1,6 +1,6 @@
-"""The contract that travels with every exported file, as one JSON document.
+"""The contract of every exported file, as one JSON document.
 
-It stands in the file's own metadata where the format has some, under the key `mnet`, and in
+It is in the file's own metadata where the format has some, under the key `mnet`, and in
 `<file>.json` beside it. With it a program needs neither mnet nor the checkpoint to turn a
 photograph into the name of a class. Format 1 lacks the version of the decode rules in
 `preprocess`. Nothing here imports torch.
@@ -17,7 +17,7 @@ from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import WeightsError
 
 FORMAT = 2
-MOST_BATCH = 4096
+MAX_BATCH = 4096
 KEY = "mnet"  # the contract's name in a file's metadata
 
 
@@ -104,8 +104,7 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
         raise WeightsError(
             where,
             "no class names and no preprocessing in its metadata",
-            "a file written by mnet export was expected",
-            "Export it from its checkpoint",
+            next_step="Name a file that mnet export wrote",
         )
     try:
         content = json.loads(text)
@@ -113,9 +112,8 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
         if version > FORMAT:
             raise WeightsError(
                 where,
-                f"format {version} of exported files",
-                f"format {FORMAT} or older was expected",
-                "Update mnet",
+                f"format {version} of exported files, but this mnet reads up to {FORMAT}",
+                next_step="Update mnet",
             )
         del content["input"], content["output"]
         content["class_names"] = _names(content["class_names"])
@@ -123,7 +121,7 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
         contract = Contract(**content)
         if not (
             isinstance(contract.batch, int)
-            and 0 <= contract.batch <= MOST_BATCH
+            and 0 <= contract.batch <= MAX_BATCH
             and isinstance(contract.baked, bool)
         ):
             raise ValueError("batch or baked")
@@ -132,8 +130,7 @@ def read_contract(text: str | bytes | None, where: str) -> Contract:
         raise WeightsError(
             where,
             f"damaged metadata ({type(error).__name__})",
-            "a file written by mnet export was expected",
-            "Export it from its checkpoint",
+            next_step="Export it again from its checkpoint",
         ) from error
 
 

@@ -1,5 +1,6 @@
 """What is exported: a trained network, in the form in which it will be used."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.formats.base import filled
 from mnet_cli.formats.contract import Contract
-from mnet_cli.runtimes import filled
+from mnet_cli.models.layers import SqueezeExcitation
+
+SQUEEZE_EXCITATION = SqueezeExcitation.__name__  # in the names of a graph's nodes
+
+
+def is_sensitive(path: str, kind: str) -> bool:
+    """Whether a module's rounding errors reach far: squeeze-excitation, and the head.
+
+    Args:
+        path: The module's name in the network.
+        kind: The name of its class.
+    """
+    return SQUEEZE_EXCITATION in kind or bool(re.search(r"\bclassifier\b", path))
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ KINDS = (*WEIGHTED, "Add", "Mul", "GlobalAveragePool", "Clip", "Relu", "HardSwis
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A setting of the ladder.
+class QuantizationSetting:
+    """A trade between size and accuracy; an export tries them in order.
 
     Attributes:
         title: For people.
@@ -51,12 +51,14 @@ class Rung:
     gates: bool = False
 
 
-LADDER = (
-    Rung("8 bits"),
-    Rung("8 bits, the most sensitive layers in float", cost=0.1),
-    Rung("8 bits, all sensitive layers in float", cost=0.03),
-    Rung("16-bit activations", bits=16),
-    Rung("16-bit activations, squeeze-excitation and head in float", bits=16, gates=True),
+SETTINGS = (
+    QuantizationSetting("8 bits"),
+    QuantizationSetting("8 bits, the most sensitive layers in float", cost=0.1),
+    QuantizationSetting("8 bits, all sensitive layers in float", cost=0.03),
+    QuantizationSetting("16-bit activations", bits=16),
+    QuantizationSetting(
+        "16-bit activations, squeeze-excitation and head in float", bits=16, gates=True
+    ),
 )
 
 
@@ -77,7 +79,7 @@ class Observed:
 def quantize(
     model: ModelProto,
     observed: Mapping[str, Observed],
-    rung: Rung,
+    setting: QuantizationSetting,
     costs: Callable[[], Mapping[str, float]],
 ) -> ModelProto:
     """Quantize a graph that `to_onnx` wrote.
@@ -85,16 +87,16 @@ def quantize(
     Args:
         model: In float32; left as it is.
         observed: What `observe` saw of it.
-        rung: The setting to use.
+        setting: The setting to use.
         costs: Gives what `layer_costs` found; called only where the setting asks for it.
     """
     head = [node.name for node in model.graph.node if node.op_type == "Gemm"]
-    kept = set(head if rung.gates else head[-1:])
-    if rung.gates:
+    kept = set(head if setting.gates else head[-1:])
+    if setting.gates:
         kept |= set(_squeeze_excitation(model))
-    if np.isfinite(rung.cost):
-        kept |= _beside(model, {name for name, cost in costs().items() if cost > rung.cost})
-    return _corrected(model, observed, rung.bits, kept)
+    if np.isfinite(setting.cost):
+        kept |= _beside(model, {name for name, cost in costs().items() if cost > setting.cost})
+    return _corrected(model, observed, setting.bits, kept)
 
 
 def observe(model: ModelProto, inputs: NDArray[Any]) -> dict[str, Observed]:

@@ -1,173 +1,108 @@
-"""LiteRT (TensorFlow Lite) flatbuffers, by litert-torch; 8-bit ones by ai-edge-quantizer."""
+"""LiteRT (TensorFlow Lite) flatbuffers, run by LiteRT's interpreter on the CPU."""
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from mnet_cli.formats.contract import KEY, Contract
-from mnet_cli.formats.network import Network
-from mnet_cli.formats.quantization import SAMPLED, TAIL
-from mnet_cli.formats.registry import Setting
-from mnet_cli.runtimes.tflite import load
+from mnet_cli.formats.base import Format, Run, Setting, not_loadable, require_cpu
+from mnet_cli.formats.contract import KEY, Contract, read_contract
 from mnet_cli.system.quiet import quiet
 
-with quiet():
-    import litert_torch
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_litert.tools import flatbuffer_utils
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName
-    from ai_edge_quantizer.quantizer import Quantizer
-
-litert_torch.config.show_progress = False
-LARGEST_BIAS = 2**30  # half of what 32 bits hold
-LEAST_STEP = 1e-4  # where calibration saw nothing but zeros
-CHANNEL_AXES = {  # of the weights of each kind of layer
-    schema.BuiltinOperator.CONV_2D: 0,
-    schema.BuiltinOperator.DEPTHWISE_CONV_2D: 3,
-    schema.BuiltinOperator.FULLY_CONNECTED: 0,
-}
-EVERYTHING = ".*"  # as a pattern of the names of layers
-
-Ranges = dict[str, dict[str, Any]]  # of tensors by name: `min` and `max`
+if TYPE_CHECKING:
+    from mnet_cli.formats.network import Network
 
 
-def _convert(network: Network) -> bytes:
-    """Convert for the batch of the contract."""
-    with quiet():
-        return bytes(litert_torch.convert(network.module, (network.example(),)).model_content())
+class TfliteFormat(Format):
+    """Written by litert-torch, 8-bit files by ai-edge-quantizer; run without torch."""
+
+    suffix = ".tflite"
+    extra = "mnet-cli[tflite]"
+    packages = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
+    static = True
+
+    @property
+    def precisions(self) -> Mapping[str, tuple[Setting, ...]]:
+        """Floating point and integers."""
+        return {
+            "float32": (Setting("", self._convert),),
+            "int8": (
+                Setting("8 bits", self._convert_int8),
+                Setting(
+                    "8 bits, squeeze-excitation and last layer in float",
+                    self._convert_int8_sensitive_in_float,
+                ),
+            ),
+        }
+
+    def _convert(self, network: "Network") -> bytes:
+        from mnet_cli.formats.tflite_conversion import convert
+
+        return convert(network)
+
+    def _convert_int8(self, network: "Network") -> bytes:
+        from mnet_cli.formats.tflite_conversion import convert_int8
+
+        return convert_int8(network)
+
+    def _convert_int8_sensitive_in_float(self, network: "Network") -> bytes:
+        from mnet_cli.formats.tflite_conversion import convert_int8
+
+        return convert_int8(network, sensitive_in_float=True)
+
+    def save(self, program: bytes, path: Path, contract: Contract) -> None:
+        """Write the model with its contract in a buffer that its metadata names."""
+        from mnet_cli.formats.tflite_conversion import write_model
+
+        write_model(program, path, contract)
+
+    def check(self, path: Path) -> None:
+        """Have the interpreter verify the flatbuffer and plan its tensors."""
+        self.load(path, "cpu")
+
+    def load(self, path: Path, device: str) -> tuple[Run, Contract]:
+        """Open a model; a call runs on the calling thread."""
+        require_cpu(path, device)
+        try:
+            with quiet():
+                from ai_edge_litert import schema_py_generated as schema
+                from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise self.missing_extra(str(path)) from error
+
+        def start() -> Any:
+            interpreter = Interpreter(model_content=content, num_threads=1)
+            interpreter.allocate_tensors()
+            return interpreter
+
+        own = threading.local()  # an interpreter serves one call at a time
+        try:
+            content = path.read_bytes()
+            with quiet():
+                own.interpreter = start()  # verifies the flatbuffer before it is read
+            text = _metadata(schema.Model.GetRootAs(content))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise not_loadable(path, "a LiteRT model") from error
+
+        def run(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+            if not hasattr(own, "interpreter"):
+                own.interpreter = start()
+            interpreter = own.interpreter
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], inputs)
+            interpreter.invoke()
+            outputs: NDArray[np.float32] = interpreter.get_tensor(
+                interpreter.get_output_details()[0]["index"]
+            )
+            return outputs
+
+        return run, read_contract(text, str(path))
 
 
-@lru_cache(maxsize=1)
-def _calibrated(network: Network) -> tuple[bytes, Ranges]:
-    """The model, its channels wide enough for 8 bits, and the range of each of its tensors."""
-    content = _convert(network)
-    with quiet():
-        ranges = _ranges(content, network.batches())
-        return _widened(content, ranges), ranges
-
-
-def _convert_int8(network: Network, *, spare: bool = False) -> bytes:
-    """Quantize weights by channel and activations; `spare` leaves some layers in float."""
-    content, ranges = _calibrated(network)
-    with quiet():
-        quantizer = _quantizer(content, _sensitive(network) if spare else None)
-        return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
-
-
-def _sensitive(network: Network) -> str:
-    """The layers whose errors reach far, as a pattern: squeeze-excitation and the last one.
-
-    A layer has the name of what it gives, and the network's last that of the output.
-    """
-    linear = [name for name, one in network.module.named_modules() if isinstance(one, nn.Linear)]
-    return f"SqueezeExcitation|serving_default_output|Linear_{linear[-1].rpartition('.')[2]};"
-
-
-def _ranges(content: bytes, parts: Sequence[NDArray[Any]]) -> Ranges:
-    """The ranges of a model's tensors, without extremes, as the quantizer takes them.
-
-    Its own follow the mean of each input's extremes, from the first input on: that cuts off
-    what few photographs show, and depends on their order.
-    """
-    interpreter = Interpreter(
-        model_content=content, experimental_preserve_all_tensors=True, num_threads=1
-    )
-    [(signature, names)] = interpreter.get_signature_list().items()
-    [name] = names["inputs"]
-    ranges: Ranges = _quantizer(content).calibrate({signature: [{name: parts[0]}]}, num_threads=1)
-    interpreter.allocate_tensors()
-    [taken] = interpreter.get_input_details()
-    places = {one["name"]: one["index"] for one in interpreter.get_tensor_details()}
-    values: dict[str, list[NDArray[Any]]] = {key: [] for key in ranges if ranges[key]}
-    random = np.random.default_rng(0)
-    for part in parts:
-        interpreter.set_tensor(taken["index"], part)
-        interpreter.invoke()
-        for key, seen in values.items():
-            every = interpreter.get_tensor(places[key]).reshape(-1)
-            few = every.size <= SAMPLED
-            seen.append(every if few else every[random.integers(every.size, size=SAMPLED)])
-    for key, seen in values.items():
-        low, high = np.percentile(np.concatenate(seen), (TAIL, 100 - TAIL))
-        shape = np.shape(ranges[key]["min"])
-        ranges[key]["min"] = np.full(shape, min(low, 0), np.float32)
-        ranges[key]["max"] = np.full(shape, max(high, 0), np.float32)
-    return ranges
-
-
-def _quantizer(content: bytes, spared: str | None = None) -> Any:
-    """8 bits for all but the input, the output, and layers whose names match `spared`."""
-    quantizer = Quantizer(content)
-    quantizer.add_static_config(EVERYTHING, TFLOperationName.ALL_SUPPORTED, 8, 8)
-    in_float = [(EVERYTHING, TFLOperationName.INPUT), (EVERYTHING, TFLOperationName.OUTPUT)]
-    if spared:
-        in_float.append((spared, TFLOperationName.ALL_SUPPORTED))
-    for layers, operation in in_float:
-        quantizer.update_quantization_recipe(layers, operation, None, AlgorithmName.NO_QUANTIZE)
-    return quantizer
-
-
-def _widened(content: bytes, ranges: Ranges) -> bytes:
-    """Give the channels that training has emptied a weight that their bias can be counted in.
-
-    A bias is a whole number, of 32 bits, of the input's step times the channel's; where all of
-    a channel's weights are next to nothing, so is its step, and the bias overflows. The gates
-    of MobileNetV3 are then anything but what they were (top-1 of 86% fell to 51%). A weight of
-    some 1e-5 changes nothing else.
-    """
-    model: Any = flatbuffer_utils.read_model_from_bytearray(content)
-    [graph] = model.subgraphs
-    for operator in graph.operators:
-        code = flatbuffer_utils.get_builtin_code_from_operator_code(
-            model.operatorCodes[operator.opcodeIndex]
-        )
-        if code not in CHANNEL_AXES:
-            continue
-        taken, weight, bias = (graph.tensors[index] for index in operator.inputs)
-        seen = ranges[taken.name.decode()]
-        step = max((seen["max"].max() - seen["min"].min()) / 255, LEAST_STEP)
-        weights = np.array(_floats(model, weight)).reshape(weight.shape)
-        channels = np.moveaxis(weights, CHANNEL_AXES[code], 0)  # (C, …), the same memory
-        least = 127 * np.abs(_floats(model, bias)) / (step * LARGEST_BIAS)
-        low = np.abs(channels).max(axis=(*range(1, channels.ndim),)) < least
-        channels[(low, *[0] * (channels.ndim - 1))] = least[low]
-        model.buffers[weight.buffer].data = weights.reshape(-1).view(np.uint8)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def _floats(model: Any, tensor: Any) -> NDArray[np.float32]:
-    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32)
-
-
-PRECISIONS: dict[str, tuple[Setting, ...]] = {
-    "float32": (Setting("", _convert),),
-    "int8": (
-        Setting("8 bits", _convert_int8),
-        Setting(
-            "8 bits, squeeze-excitation and last layer in float", partial(_convert_int8, spare=True)
-        ),
-    ),
-}
-
-
-def save(program: bytes, path: Path, contract: Contract) -> None:
-    """Write the model with its contract in a buffer that its metadata names."""
-    model: Any = flatbuffer_utils.read_model_from_bytearray(program)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(contract.to_json().encode(), np.uint8)
-    entry.name, entry.buffer = KEY, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
-    path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def check(path: Path) -> None:
-    """Have the interpreter verify the flatbuffer and plan its tensors."""
-    load(path, "cpu")
+def _metadata(model: Any) -> bytes:
+    """The contract's buffer of a model; empty if it has none."""
+    entries = (model.Metadata(index) for index in range(model.MetadataLength()))
+    found = next((entry for entry in entries if entry.Name() == KEY.encode()), None)
+    return model.Buffers(found.Buffer()).DataAsNumpy().tobytes() if found else b""

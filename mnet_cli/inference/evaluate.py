@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.inference import metrics
+from mnet_cli.inference.classifier import Classify
 from mnet_cli.inference.stream import Output, outputs_of
-from mnet_cli.runtimes import Classify
 from mnet_cli.system.machine import BATCH
 
 MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, file_identity, is_hidden, list_entries
 from mnet_cli.errors import DataError, UsageError
+from mnet_cli.inference.classifier import Classify
 from mnet_cli.inference.metrics import softmax
 from mnet_cli.inference.stream import outputs_of
-from mnet_cli.runtimes import Classify
 from mnet_cli.system.machine import BATCH
 
 UNKNOWN = "unknown"

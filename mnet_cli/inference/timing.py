@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.runtimes import Classifier
+from mnet_cli.inference.classifier import Classifier
 from mnet_cli.system.machine import BATCH, cores
 
 WARM_UP = 3  # calls before any that counts

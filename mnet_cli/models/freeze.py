@@ -1,7 +1,7 @@
-"""Which parameters stay as they are: the freeze spec, training mode around it, and proof of it.
+"""Frozen parameters: the freeze spec, training mode around it, and a check that nothing moved.
 
-A spec is `none`, `features`, `features[:N]` (the first N stages), a name pattern or a list
-of patterns; what is frozen is recorded in `requires_grad` and nowhere else.
+A spec is `none`, `features` (all but the head), `features[:N]` (the first N stages), a name
+pattern or a list of patterns; what is frozen is recorded in `requires_grad` and nowhere else.
 """
 
 import hashlib
@@ -11,28 +11,62 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import takewhile
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mnet_cli.errors import RecipeError
+from mnet_cli.models.architecture import StagedModel
+
+RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a network and how much of it learns."""
+    """One stage of a network and how much of it trains.
 
-    name: str  # `features.3` or `classifier`
-    kind: str  # such as `bottleneck`
-    trainable: int  # parameters
-    frozen: int  # parameters
+    Attributes:
+        name: `features.3` or `classifier`.
+        kind: Such as `bottleneck`.
+        trainable, frozen: Numbers of parameters.
+        is_head: Whether it is the head.
+    """
+
+    name: str
+    kind: str
+    trainable: int
+    frozen: int
+    is_head: bool = False
+
+
+def as_staged(model: nn.Module) -> StagedModel:
+    """The same network, as `build_model` has checked it."""
+    return cast(StagedModel, model)
+
+
+def head_layer(model: nn.Module) -> str:
+    """The name of the last linear layer of the head, whose outputs are the logits.
+
+    Raises:
+        ValueError: The head has no linear layer.
+    """
+    head = as_staged(model).head
+    names = [
+        f"{head}.{name}" if name else head
+        for name, module in model.get_submodule(head).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not names:
+        raise ValueError(f"the head {head} has no linear layer")
+    return names[-1]
 
 
 def frozen_parameters(model: nn.Module, spec: str | Sequence[str]) -> list[str]:
     """Return the names of the parameters that `spec` freezes, in the model's order.
 
     Args:
-        model: A network with `features` and `classifier`.
+        model: A network of `build_model`.
         spec: `none`, `features`, `features[:N]`, or fnmatch patterns. A pattern that matches
             a module's name freezes all that is in it; `*` matches dots too.
 
@@ -48,9 +82,8 @@ def frozen_parameters(model: nn.Module, spec: str | Sequence[str]) -> list[str]:
     if len(frozen) == len(parameters):
         raise RecipeError(
             "freeze",
-            f"{spec} freezes every parameter",
-            "at least one to train was expected",
-            'Use "features" to train the classifier alone',
+            f"{spec} freezes every parameter, so nothing is left to train",
+            next_step='Use "features" to train the classifier alone',
         )
     return [name for name in parameters if name in frozen]
 
@@ -59,7 +92,7 @@ def freeze(model: nn.Module, spec: str | Sequence[str]) -> None:
     """Freeze the parameters that `spec` names and make all others trainable.
 
     Args:
-        model: A network with `features` and `classifier`.
+        model: A network of `build_model`.
         spec: As in `frozen_parameters`.
 
     Raises:
@@ -83,45 +116,62 @@ def set_train_mode(model: nn.Module) -> None:
 
 
 def split_frozen(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Divide a network at the frozen boundary: the deepest point below which nothing learns.
+    """Divide a network at the frozen boundary: the deepest cut below which nothing learns.
 
-    Both parts share the network's modules; `rest(front(images))` is `model(images)`. Dropout
-    belongs to the rest, since it gives another answer each time.
+    Cuts are between the pieces of the network. Both parts share its modules; `rest(front(images))`
+    is `model(images)`. Dropout belongs to the rest, since it gives another output each time.
 
     Args:
-        model: A network with `features`, `pool` and `classifier`.
+        model: A network of `build_model`.
 
     Returns:
-        The front, which may be empty, and the rest.
+        The front and the rest. The front is empty, and the rest the network itself, where no
+        piece is frozen or the network cannot be divided.
     """
-    layers = [
-        *model.get_submodule("features").children(),
-        model.get_submodule("pool"),
-        nn.Flatten(1),
-        *model.get_submodule("classifier").children(),
-    ]
+    pieces = as_staged(model).pieces()
+    front = list(takewhile(_is_constant, pieces))
+    if not any(True for piece in front for _ in piece.parameters()):
+        return nn.Sequential(), nn.Sequential(model)
+    return nn.Sequential(*front), nn.Sequential(*pieces[len(front) :])
 
-    def settled(layer: nn.Module) -> bool:
-        learns = any(parameter.requires_grad for parameter in layer.parameters())
-        return not learns and not isinstance(layer, nn.Dropout)
 
-    front = list(takewhile(settled, layers))
-    return nn.Sequential(*front), nn.Sequential(*layers[len(front) :])
+def _is_constant(piece: nn.Module) -> bool:
+    """Whether a piece always gives the same output for the same input."""
+    learns = any(parameter.requires_grad for parameter in piece.parameters())
+    return not learns and not any(isinstance(m, RANDOM) for m in piece.modules())
+
+
+def frozen_title(model: nn.Module, front: nn.Module) -> str:
+    """The name of the part of a network that `split_frozen` gave: `features[:14]`."""
+    staged, inside = as_staged(model), set(front.modules())
+    stages = [name for name in staged.stages if model.get_submodule(name) in inside]
+    if len(stages) < len(staged.stages):
+        return f"features[:{len(stages)}]"
+    layers = [m for m in model.get_submodule(staged.head).children() if m in inside]
+    return f"features, {staged.head}[:{len(layers)}]" if layers else "features"
 
 
 def stage_table(model: nn.Module) -> list[StageRow]:
-    """Count trainable and frozen parameters of each stage of `features` and of `classifier`."""
-    stages = [(f"features.{n}", s) for n, s in model.get_submodule("features").named_children()]
-    stages.append(("classifier", model.get_submodule("classifier")))
-    return [
-        StageRow(
-            name,
-            str(getattr(stage, "kind", "linear")),
-            trainable=sum(p.numel() for p in stage.parameters() if p.requires_grad),
-            frozen=sum(p.numel() for p in stage.parameters() if not p.requires_grad),
-        )
-        for name, stage in stages
-    ]
+    """Count trainable and frozen parameters of each stage, of what is in none, and of the head."""
+    staged = as_staged(model)
+    rows = [_stage_row(name, [model.get_submodule(name)]) for name in staged.stages]
+    head = model.get_submodule(staged.head)
+    inside = {p for n in (*staged.stages, staged.head) for p in model.get_submodule(n).parameters()}
+    other = [p for p in model.parameters() if p not in inside]
+    if other:
+        rows.append(_stage_row("other", [nn.ParameterList(other)]))
+    return [*rows, _stage_row(staged.head, [head], is_head=True)]
+
+
+def _stage_row(name: str, modules: Sequence[nn.Module], *, is_head: bool = False) -> StageRow:
+    parameters = [p for module in modules for p in module.parameters()]
+    return StageRow(
+        name,
+        str(getattr(modules[0], "kind", "linear")),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        frozen=sum(p.numel() for p in parameters if not p.requires_grad),
+        is_head=is_head,
+    )
 
 
 def frozen_fingerprint(model: nn.Module) -> dict[str, str]:
@@ -151,6 +201,9 @@ def _matches(model: nn.Module, pattern: str) -> set[str]:
     """Names of the parameters that one pattern freezes."""
     parameters = [name for name, _ in model.named_parameters()]
     modules = [name for name, module in model.named_modules() if name and [*module.parameters()]]
+    if pattern == "features":
+        head = as_staged(model).head
+        return {name for name in parameters if not name.startswith(f"{head}.")}
     if first_stages := re.fullmatch(r"features\[:(\d+)\]", pattern):
         roots = _first_stages(model, int(first_stages[1]))
     else:
@@ -161,20 +214,20 @@ def _matches(model: nn.Module, pattern: str) -> set[str]:
         raise RecipeError(
             "freeze",
             f'"{pattern}" matches no parameter',
-            "none, features, features[:N] or patterns over module names were expected",
-            f"The nearest names are {', '.join(near)}" if near else "",
+            next_step=f"The nearest names are {', '.join(near)}"
+            if near
+            else "Use none, features, features[:N] or patterns on names of modules",
         )
     return found
 
 
-def _first_stages(model: nn.Module, count: int) -> list[str]:
-    stages = [f"features.{name}" for name, _ in model.get_submodule("features").named_children()]
+def _first_stages(model: nn.Module, count: int) -> Sequence[str]:
+    stages = as_staged(model).stages
     if not 1 <= count <= len(stages):
         raise RecipeError(
             "freeze",
-            f"features[:{count}]",
-            f"the model has {len(stages)} stages, so a number from 1 to {len(stages)} was expected",
-            "See the stages with mnet info",
+            f"features[:{count}], but the model has {len(stages)} stages",
+            next_step=f"Choose a number from 1 to {len(stages)}; mnet info shows the stages",
         )
     return stages[:count]
 

@@ -1,11 +1,13 @@
-"""The pieces that the MobileNet papers share, and the frame that every network fills."""
+"""The layers that the MobileNet papers share, and the network that they form."""
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+ROUND_NEAREST = 8  # channels of V2 and later are multiples of it
 
-def make_divisible(value: float, divisor: int = 8, min_value: int | None = None) -> int:
+
+def make_divisible(value: float, divisor: int | None = None, min_value: int | None = None) -> int:
     """Round a number of channels to the nearest multiple of `divisor`.
 
     Half a step rounds up, and the result never falls more than 10 % below `value`; the rule
@@ -13,12 +15,13 @@ def make_divisible(value: float, divisor: int = 8, min_value: int | None = None)
 
     Args:
         value: Channels wanted, for example the paper's times alpha.
-        divisor: The result is a multiple of this.
+        divisor: The result is a multiple of this; `ROUND_NEAREST` when None.
         min_value: The least result; `divisor` when None.
 
     Returns:
         Channels to use.
     """
+    divisor = divisor or ROUND_NEAREST
     rounded = max(min_value or divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
@@ -109,6 +112,29 @@ class DepthwiseSeparable(nn.Sequential):
         )
 
 
+class Residual(nn.Module):
+    """Layers that run one after the other, with a shortcut around them where shapes permit.
+
+    Args:
+        name: The attribute that holds the layers; it is part of the state dict's names.
+        layers: The layers.
+        shortcut: Add the input to the output.
+        kind: What tables of layers call the block.
+    """
+
+    def __init__(
+        self, name: str, layers: Sequence[nn.Module], *, shortcut: bool, kind: str = "bottleneck"
+    ) -> None:
+        super().__init__()
+        self.name, self.shortcut, self.kind = name, shortcut, kind
+        self.add_module(name, nn.Sequential(*layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the layers' output, plus the input with a shortcut."""
+        out: Tensor = getattr(self, self.name)(x)
+        return x + out if self.shortcut else out
+
+
 class SqueezeExcitation(nn.Module):
     """Weigh each channel by a gate in [0, 1] computed from all channels' means.
 
@@ -135,7 +161,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """The frame of every network here: features, global average pool, classifier.
+    """A network of the family: features, global average pool, classifier.
 
     Weights start as torchvision's do: Kaiming normal over the fan-out for convolutions,
     N(0, 0.01²) for linear layers, zero biases.
@@ -144,6 +170,8 @@ class MobileNet(nn.Module):
         features: The stages of the backbone, from the image to the last feature map.
         classifier: The layers after the pool; the last one is the `nn.Linear` to the classes.
     """
+
+    head = "classifier"
 
     def __init__(self, features: Sequence[nn.Module], classifier: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -157,6 +185,15 @@ class MobileNet(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the modules from the image to the last feature map."""
+        return [f"features.{name}" for name, _ in self.features.named_children()]
+
+    def pieces(self) -> list[nn.Module]:
+        """Every stage, the pool, and every layer of the classifier."""
+        return [*self.features, self.pool, nn.Flatten(1), *self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, num_classes)."""

@@ -1,20 +1,19 @@
 """MobileNetV3: searched bottlenecks, squeeze-excitation, h-swish (arXiv 1905.02244)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from mnet_cli.models import timm_names
+from mnet_cli.models.architecture import Architecture, PublishedWeights
 
-from mnet_cli.models.layers import (
-    ConvNormActivation,
-    MobileNet,
-    SqueezeExcitation,
-    check_arguments,
-    make_divisible,
-)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-RE, HS = nn.ReLU, nn.Hardswish
-Row = tuple[int, int, int, bool, Callable[..., nn.Module], int]
+    from mnet_cli.models.layers import MobileNet, Residual
+
+RE, HS = "ReLU", "h-swish"
+Row = tuple[int, int, int, bool, str, int]
 
 V3_STEM = 16  # channels of the first, full convolution             (paper, tables 1 and 2)
 
@@ -57,7 +56,17 @@ SMALL_TABLE: tuple[Row, ...] = (
 )
 
 
-class InvertedResidual(nn.Module):
+def inverted_residual(
+    in_channels: int,
+    hidden: int,
+    out_channels: int,
+    *,
+    kernel: int,
+    stride: int,
+    squeeze: bool,
+    activation: "Callable[..., nn.Module]",
+    norm: "Callable[[int], nn.Module]",
+) -> "Residual":
     """Expand, filter depthwise, weigh channels, project (paper, figure 4).
 
     Bottlenecks of equal shape are joined by a shortcut.
@@ -72,54 +81,39 @@ class InvertedResidual(nn.Module):
         activation: The class of the block's activation.
         norm: Builds a batch norm from its number of channels.
     """
+    from mnet_cli.models.layers import (
+        ConvNormActivation,
+        Residual,
+        SqueezeExcitation,
+        make_divisible,
+    )
 
-    kind = "bottleneck"
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden: int,
-        out_channels: int,
-        *,
-        kernel: int,
-        stride: int,
-        squeeze: bool,
-        activation: Callable[..., nn.Module],
-        norm: Callable[[int], nn.Module],
-    ) -> None:
-        super().__init__()
-        self.has_shortcut = stride == 1 and in_channels == out_channels
-        conv = partial(ConvNormActivation, norm=norm)
-        layers: list[nn.Module] = []
-        if hidden != in_channels:
-            layers.append(conv(in_channels, hidden, 1, activation=activation))
-        layers.append(
-            conv(hidden, hidden, kernel, stride=stride, groups=hidden, activation=activation)
-        )
-        if squeeze:
-            layers.append(SqueezeExcitation(hidden, make_divisible(hidden // 4)))
-        layers.append(conv(hidden, out_channels, 1, activation=None))
-        self.block = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
-        out: Tensor = self.block(x)
-        return x + out if self.has_shortcut else out
+    conv = partial(ConvNormActivation, norm=norm)
+    layers: list[nn.Module] = []
+    if hidden != in_channels:
+        layers.append(conv(in_channels, hidden, 1, activation=activation))
+    layers.append(conv(hidden, hidden, kernel, stride=stride, groups=hidden, activation=activation))
+    if squeeze:
+        layers.append(SqueezeExcitation(hidden, make_divisible(hidden // 4)))
+    layers.append(conv(hidden, out_channels, 1, activation=None))
+    return Residual("block", layers, shortcut=stride == 1 and in_channels == out_channels)
 
 
 def mobilenet_v3_large(
     num_classes: int = 1000,
     *,
     width_mult: float = 1.0,
+    round_nearest: int | None = None,
     reduced_tail: bool = False,
     dropout: float = 0.2,
     norm_eps: float = 1e-3,
-) -> MobileNet:
+) -> "MobileNet":
     """Build MobileNetV3-Large, with torchvision's state-dict names.
 
     Args:
         num_classes: Outputs of the classifier.
-        width_mult: alpha; channels are alpha·c rounded to a multiple of 8.
+        width_mult: alpha of the papers.
+        round_nearest: Channels are alpha·c rounded to a multiple of this; 8 when None.
         reduced_tail: Halve the channels of the last stage and of the classifier, which
             are sized for 1000 classes (paper, section 6.3, for detection).
         dropout: Probability of dropping a feature before the last linear layer.
@@ -132,24 +126,25 @@ def mobilenet_v3_large(
     Raises:
         ValueError: An argument is out of range.
     """
-    check_arguments(num_classes, width_mult, dropout)
     table, last = _tail(LARGE_TABLE, LARGE_LAST, reduced_tail)
-    return _mobilenet_v3(table, last, num_classes, width_mult, dropout, norm_eps)
+    return _mobilenet_v3(table, last, num_classes, width_mult, round_nearest, dropout, norm_eps)
 
 
 def mobilenet_v3_small(
     num_classes: int = 1000,
     *,
     width_mult: float = 1.0,
+    round_nearest: int | None = None,
     reduced_tail: bool = False,
     dropout: float = 0.2,
     norm_eps: float = 1e-3,
-) -> MobileNet:
+) -> "MobileNet":
     """Build MobileNetV3-Small, with torchvision's state-dict names.
 
     Args:
         num_classes: Outputs of the classifier.
-        width_mult: alpha; channels are alpha·c rounded to a multiple of 8.
+        width_mult: alpha of the papers.
+        round_nearest: Channels are alpha·c rounded to a multiple of this; 8 when None.
         reduced_tail: Halve the channels of the last stage and of the classifier, which
             are sized for 1000 classes (paper, section 6.3, for detection).
         dropout: Probability of dropping a feature before the last linear layer.
@@ -162,9 +157,8 @@ def mobilenet_v3_small(
     Raises:
         ValueError: An argument is out of range.
     """
-    check_arguments(num_classes, width_mult, dropout)
     table, last = _tail(SMALL_TABLE, SMALL_LAST, reduced_tail)
-    return _mobilenet_v3(table, last, num_classes, width_mult, dropout, norm_eps)
+    return _mobilenet_v3(table, last, num_classes, width_mult, round_nearest, dropout, norm_eps)
 
 
 def _tail(table: tuple[Row, ...], last: int, reduced: bool) -> tuple[tuple[Row, ...], int]:
@@ -185,32 +179,45 @@ def _mobilenet_v3(
     last: int,
     num_classes: int,
     width_mult: float,
+    round_nearest: int | None,
     dropout: float,
     norm_eps: float,
-) -> MobileNet:
+) -> "MobileNet":
+    from torch import nn
+
+    from mnet_cli.models.layers import (
+        ConvNormActivation,
+        MobileNet,
+        check_arguments,
+        make_divisible,
+    )
+
+    def width(channels: int) -> int:
+        return make_divisible(channels * width_mult, round_nearest)
+
+    check_arguments(num_classes, width_mult, dropout)
     # The average decay of 0.99 (paper, section 6.1) is momentum 0.01 in PyTorch's terms.
     norm = partial(nn.BatchNorm2d, eps=norm_eps, momentum=0.01)
-    channels = make_divisible(V3_STEM * width_mult)
-    features: list[nn.Module] = [
-        ConvNormActivation(3, channels, 3, stride=2, norm=norm, activation=HS)
-    ]
+    activations = {RE: nn.ReLU, HS: nn.Hardswish}
+    conv = partial(ConvNormActivation, norm=norm, activation=nn.Hardswish)
+    channels = width(V3_STEM)
+    features: list[nn.Module] = [conv(3, channels, 3, stride=2)]
     for k, exp, c, se, nl, s in table:
-        hidden, out_channels = make_divisible(exp * width_mult), make_divisible(c * width_mult)
         features.append(
-            InvertedResidual(
+            inverted_residual(
                 channels,
-                hidden,
-                out_channels,
+                width(exp),
+                width(c),
                 kernel=k,
                 stride=s,
                 squeeze=se,
-                activation=nl,
+                activation=activations[nl],
                 norm=norm,
             )
         )
-        channels = out_channels
-    features.append(ConvNormActivation(channels, 6 * channels, 1, norm=norm, activation=HS))
-    wide = make_divisible(last * width_mult)
+        channels = width(c)
+    features.append(conv(channels, 6 * channels, 1))
+    wide = width(last)
     classifier = [
         nn.Linear(6 * channels, wide),
         nn.Hardswish(inplace=True),
@@ -218,3 +225,74 @@ def _mobilenet_v3(
         nn.Linear(wide, num_classes),
     ]
     return MobileNet(features, classifier)
+
+
+def _block_names(layers: set[str]) -> timm_names.Names:
+    """Our names, below `features.N`, of one of timm's blocks."""
+    if "conv" in layers:  # the last convolution counts as a block there
+        return {"conv": "0", "bn1": "1"}
+    return timm_names.nested_names(layers, "block.")
+
+
+def _from_timm(state_dict: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Rename a state dict of timm's `mobilenetv3_*`.
+
+    Its last-but-one linear layer is a 1x1 convolution there.
+    """
+    head = {"conv_head": "classifier.0", "classifier": "classifier.3"}
+    return timm_names.rename(state_dict, head, _block_names)
+
+
+MOBILENET_V3_LARGE = Architecture(
+    title="MobileNetV3-Large",
+    paper="1905.02244",
+    build=mobilenet_v3_large,
+    mark="features.16.0.weight",
+    from_timm=_from_timm,
+    published=(
+        PublishedWeights(
+            width_mult=1.0,
+            release="IMAGENET1K_V1",
+            url="https://download.pytorch.org/models/mobilenet_v3_large-8738ca79.pth",
+            sha256="8738ca79",
+            source="torchvision",
+            top1=74.042,
+            crop_ratio=224 / 256,
+            norm_eps=1e-3,
+        ),
+        PublishedWeights(
+            width_mult=1.0,
+            release="IMAGENET1K_V2",
+            url="https://download.pytorch.org/models/mobilenet_v3_large-5c1a4163.pth",
+            sha256="5c1a4163",
+            source="torchvision",
+            top1=75.274,
+            crop_ratio=224 / 232,
+            norm_eps=1e-3,
+        ),
+    ),
+)
+
+# timm's V3-Small at 0.5 and 0.75 are not among the published weights: timm widens each block's
+# expansion from the rounded channels and keeps the stem's and the last layer's full width, where
+# torchvision and this package round α times the paper's number. Only 122 and 99 of the backbone's
+# 206 tensors have the same shape, so those files cannot be loaded.
+MOBILENET_V3_SMALL = Architecture(
+    title="MobileNetV3-Small",
+    paper="1905.02244",
+    build=mobilenet_v3_small,
+    mark="features.12.0.weight",
+    from_timm=_from_timm,
+    published=(
+        PublishedWeights(
+            width_mult=1.0,
+            release="IMAGENET1K_V1",
+            url="https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth",
+            sha256="047dcff4",
+            source="torchvision",
+            top1=67.668,
+            crop_ratio=224 / 256,
+            norm_eps=1e-3,
+        ),
+    ),
+)

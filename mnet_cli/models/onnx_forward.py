@@ -1,5 +1,7 @@
 """A network's forward pass by ONNX Runtime; nothing here imports torch."""
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,13 +17,17 @@ class OnnxForward:
     Attributes:
         metadata: What stands in the file's own metadata.
         batch: Images that the graph takes at a time; 0 for any number.
+        fingerprint: Of what is computed: SHA-256 of the model, unless it is set otherwise.
+        note: Why the graph is not as usual; empty where it is.
     """
 
     def __init__(self, model: bytes) -> None:
         import onnxruntime
 
-        onnxruntime.disable_telemetry_events()  # the caller's cache and stderr are no place for it
+        onnxruntime.disable_telemetry_events()  # it would write to the user's cache and to stderr
         self.model = model
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.note = ""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])

@@ -3,12 +3,12 @@
 The general exporter of torch takes 2 to 15 s for these networks, more than the faster runtime
 saves on a small data set. Here are just the operators that MobileNets are made of, in
 operator set 18 (https://onnx.ai/onnx/operators), with batch norms folded into the
-convolutions before them.
+convolutions before them. `models/onnx_export` has the way for all other networks.
 """
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,24 +26,53 @@ IMAGES = ("batch", 3, "size", "size")  # the input's shape; a name stands for an
 Attributes = dict[str, Any]
 Emit = Callable[[Any], tuple[str, list[Any], Attributes]]  # takes a module
 
+
+class UnsupportedOperatorError(Exception):
+    """A network has an operator that this module cannot write."""
+
+
+def _conv(m: nn.Conv2d) -> tuple[str, list[Any], Attributes]:
+    _require(m, m.padding_mode == "zeros" and not isinstance(m.padding, str))
+    attributes = {
+        "group": m.groups,
+        "kernel_shape": [*m.kernel_size],
+        "strides": [*m.stride],
+        "pads": [*m.padding, *m.padding],
+    }
+    if any(step != 1 for step in m.dilation):
+        attributes["dilations"] = [*m.dilation]
+    return "Conv", [m.weight, *([] if m.bias is None else [m.bias])], attributes
+
+
+def _linear(m: nn.Linear) -> tuple[str, list[Any], Attributes]:
+    _require(m, m.bias is not None)
+    return "Gemm", [m.weight, m.bias], {"transB": 1}
+
+
+def _pool(m: nn.AdaptiveAvgPool2d) -> tuple[str, list[Any], Attributes]:
+    _require(m, m.output_size in (1, (1, 1)))
+    return "GlobalAveragePool", [], {}
+
+
+def _flatten(m: nn.Flatten) -> tuple[str, list[Any], Attributes]:
+    _require(m, (m.start_dim, m.end_dim) == (1, -1))
+    return "Flatten", [], {}
+
+
+def _require(module: nn.Module, supported: bool) -> None:
+    if not supported:
+        raise UnsupportedOperatorError(repr(module))
+
+
 MODULES: dict[type[nn.Module], Emit] = {  # module to operator, further inputs, attributes
-    nn.Conv2d: lambda m: (
-        "Conv",
-        [m.weight, *([] if m.bias is None else [m.bias])],
-        {
-            "group": m.groups,
-            "kernel_shape": [*m.kernel_size],
-            "strides": [*m.stride],
-            "pads": [*m.padding, *m.padding],
-        },
-    ),
-    nn.Linear: lambda m: ("Gemm", [m.weight, m.bias], {"transB": 1}),
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
     nn.ReLU: lambda m: ("Relu", [], {}),
     nn.ReLU6: lambda m: ("Clip", [np.float32(0), np.float32(6)], {}),
     nn.Hardswish: lambda m: ("HardSwish", [], {}),
     nn.Hardsigmoid: lambda m: ("HardSigmoid", [], {"alpha": 1 / 6, "beta": 0.5}),
-    nn.AdaptiveAvgPool2d: lambda m: ("GlobalAveragePool", [], {}),
-    nn.Flatten: lambda m: ("Flatten", [], {}),
+    nn.AdaptiveAvgPool2d: _pool,
+    nn.Flatten: _flatten,
     nn.Softmax: lambda m: ("Softmax", [], {"axis": m.dim}),
 }
 NOTHING = (nn.Identity, nn.Dropout)  # modules that do nothing in evaluation
@@ -52,7 +81,7 @@ METHODS: dict[str, Callable[..., tuple[str, Attributes]]] = {
     "float": lambda: ("Cast", {"to": TensorProto.FLOAT}),
     "permute": lambda *axes: ("Transpose", {"perm": [*axes]}),
 }
-FUNCTIONS = {
+FUNCTIONS = {  # of two tensors
     operator.add: "Add",
     operator.iadd: "Add",
     operator.sub: "Sub",
@@ -86,8 +115,17 @@ def to_onnx(
         input_type: The input's element type, of `onnx.TensorProto`.
 
     Raises:
-        KeyError: The module holds something else.
+        UnsupportedOperatorError: The module holds something else.
     """
+    try:
+        return _write(module, input_shape, input_type)
+    except UnsupportedOperatorError:
+        raise
+    except Exception as error:  # tracing runs the module's own code, which can raise anything
+        raise UnsupportedOperatorError(f"cannot be traced ({error})") from error
+
+
+def _write(module: nn.Module, input_shape: Sequence[int | str] | None, input_type: int) -> bytes:
     traced = fx.symbolic_trace(fold_batch_norms(module))
     modules, buffers = dict(traced.named_modules()), dict(traced.named_buffers())
     graph_nodes: list[onnx.NodeProto] = []
@@ -99,6 +137,11 @@ def to_onnx(
         weights.append(numpy_helper.from_array(array, name))
         return name
 
+    def known(table: Mapping[Any, Any], key: Any) -> Any:
+        if key not in table:
+            raise UnsupportedOperatorError(str(getattr(key, "__name__", key)))
+        return table[key]
+
     for node in traced.graph.nodes:
         inputs = [names[argument] for argument in node.all_input_nodes]
         attributes: Attributes = {}
@@ -107,7 +150,7 @@ def to_onnx(
             names[node] = INPUT
             continue
         if node.op == "get_attr":
-            constant(node.name, buffers[node.target])
+            constant(node.name, known(buffers, node.target))
             continue
         if node.op == "output":
             graph_nodes.append(helper.make_node("Identity", inputs, [OUTPUT], OUTPUT))
@@ -117,12 +160,14 @@ def to_onnx(
             if isinstance(layer, NOTHING):
                 [names[node]] = inputs
                 continue
-            kind, further, attributes = MODULES[type(layer)](layer)
+            kind, further, attributes = known(MODULES, type(layer))(layer)
             inputs += [constant(f"{node.name}.{i}", value) for i, value in enumerate(further)]
         elif node.op == "call_function":
-            kind = FUNCTIONS[node.target]
+            kind = known(FUNCTIONS, node.target)
+            if node.kwargs or len(inputs) != len(node.args):
+                raise UnsupportedOperatorError(f"{kind} with a number")
         else:
-            kind, attributes = METHODS[node.target](*node.args[1:])
+            kind, attributes = known(METHODS, node.target)(*node.args[1:])
         graph_nodes.append(helper.make_node(kind, inputs, [node.name], node.name, **attributes))
     graph = helper.make_graph(
         graph_nodes,

@@ -13,7 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.models.layers import MobileNet, SqueezeExcitation
+from mnet_cli.models.freeze import as_staged
+from mnet_cli.models.layers import SqueezeExcitation
 
 OPERATORS = {nn.Linear: "linear", nn.AdaptiveAvgPool2d: "avgpool"}  # beside the blocks' kinds
 ACTIVATIONS = {nn.ReLU: "ReLU", nn.ReLU6: "ReLU6", nn.Hardswish: "HS"}  # as the papers write
@@ -78,18 +79,19 @@ class Summary:
         return sum(row.macs for row in self.layers)
 
 
-def summarize(model: MobileNet, image_size: int) -> Summary:
+def summarize(model: nn.Module, image_size: int) -> Summary:
     """Describe every layer of `model` and count its parameters and multiply-adds.
 
     Nothing is computed: the shapes come from a copy of the model that holds no values.
 
     Args:
-        model: Any network of the registry; it is left as it is.
+        model: A network of `build_model`; it is left as it is.
         image_size: Side of the input image in pixels.
     """
     model = copy.deepcopy(model).to("meta").eval()
     shapes = _trace(model, image_size)
-    stages = list(_stages(model))
+    # A network may have layers that it does not call as modules; these have no shapes.
+    stages = [row for row in _stages(model) if row[1] in shapes]
     return Summary(
         image_size,
         layers=tuple(_layer_row(name, stage, act, shapes) for name, stage, act in stages),
@@ -113,23 +115,26 @@ def _trace(model: nn.Module, image_size: int) -> Shapes:
     return shapes
 
 
-def _stages(model: MobileNet) -> Iterator[tuple[str, nn.Module, str | None]]:
+def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
     """Yield the name, module and activation of every row of the table."""
-    for name, stage in model.features.named_children():
+    staged = as_staged(model)
+    for name in staged.stages:
+        stage = model.get_submodule(name)
         # The first one: that of the squeeze-excitation comes behind it.
         found = (ACTIVATIONS[type(m)] for m in stage.modules() if type(m) in ACTIVATIONS)
-        yield f"features.{name}", stage, next(found, None)
-    yield "pool", model.pool, None
-    for index, layer in enumerate(model.classifier):
+        yield name, stage, next(found, None)
+    for name, module in model.named_children():
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            yield name, module, None
+    head = list(model.get_submodule(staged.head).named_modules(prefix=staged.head))
+    for (name, layer), (_, behind) in zip(head, [*head[1:], ("", None)], strict=True):
         if isinstance(layer, nn.Linear):
-            behind = model.classifier[index + 1 : index + 2]
-            activation = next((ACTIVATIONS.get(type(m)) for m in behind), None)
-            yield f"classifier.{index}", layer, activation
+            yield name, layer, ACTIVATIONS.get(type(behind))
 
 
 def _layer_row(name: str, stage: nn.Module, activation: str | None, shapes: Shapes) -> LayerRow:
     before, after = shapes[stage]
-    kind = OPERATORS.get(type(stage)) or str(stage.kind)
+    kind = OPERATORS.get(type(stage)) or str(getattr(stage, "kind", type(stage).__name__))
     convolutions = _convolutions(stage)
     # The depthwise convolution gives its block the kernel and the stride.
     main = next(filter(_is_depthwise, convolutions), convolutions[0] if convolutions else None)

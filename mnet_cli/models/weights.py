@@ -1,7 +1,5 @@
-"""Find weights by what a recipe calls them, and load what fits a model, with an account."""
+"""Find weights by what a recipe calls them, and load what fits a model, with a report."""
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,60 +11,21 @@ from torch import Tensor, nn
 
 from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.errors import RecipeError, WeightsError
-from mnet_cli.models.published import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    PUBLISHED,
-    PUBLISHED_NAMES,
-    STARTER,
-    STARTER_ARCH,
-    STARTER_WIDTH,
-    Triple,
-    published,
-    published_for,
-)
+from mnet_cli.models import timm_names
+from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD, Triple
+from mnet_cli.models.freeze import as_staged, head_layer
+from mnet_cli.models.registry import PUBLISHED_NAMES, find_architecture, published
 from mnet_cli.system.download import download
 from mnet_cli.system.hashing import file_sha256
+from mnet_cli.system.plugins import ARCHITECTURES
 from mnet_cli.system.tensorfile import read_tensors
 
-NONE = "none"
+NONE, STARTER = "none", "starter"
 SOURCE_NAMES = (NONE, STARTER, *PUBLISHED_NAMES)
 
-STARTER_FILE = Path(__file__).with_name("starter.pth")
-
-BACKBONE = "features."
-LEAST_FIT = 0.9  # share of the backbone's tensors that a file must bring
-TIMM_NORM_EPS = 1e-5  # timm's default, for V3 too
+MIN_FIT = 0.9  # share of the backbone's tensors that a file must have
 COUNTERS = "num_batches_tracked"  # only read by batch norms without a momentum
-
-LOOKS = (  # a tensor that only this architecture's state dict has
-    ("features.13.1.0.weight", "mobilenet_v1"),
-    ("features.17.conv.2.weight", "mobilenet_v2"),
-    ("features.16.0.weight", "mobilenet_v3_large"),
-    ("features.12.0.weight", "mobilenet_v3_small"),
-    ("layer1.0.conv1.weight", "a ResNet"),
-)
-
-TIMM_STEM = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
-TIMM_V3_HEAD = {"conv_head": "classifier.0", "classifier": "classifier.3"}
-TIMM_HEAD = {
-    "mobilenet_v1": {"classifier": "classifier.1"},
-    "mobilenet_v2": {
-        "conv_head": "features.18.0",
-        "bn2": "features.18.1",
-        "classifier": "classifier.1",
-    },
-    "mobilenet_v3_large": TIMM_V3_HEAD,
-    "mobilenet_v3_small": TIMM_V3_HEAD,
-}
-TIMM_SQUEEZE = ("se.conv_reduce", "se.conv_expand")
-TIMM_SEPARABLE = (("conv_dw", "bn1"), TIMM_SQUEEZE, ("conv_pw", "bn2"))
-TIMM_BOTTLENECK = (
-    ("conv_pw", "bn1"),
-    ("conv_dw", "bn2"),
-    TIMM_SQUEEZE,
-    ("conv_pwl", "bn3"),
-)
+OTHER_MARKS = {"layer1.0.conv1.weight": "a ResNet"}  # as `Architecture.mark`, of other families
 
 
 @dataclass(frozen=True)
@@ -87,7 +46,7 @@ class FoundWeights:
 
 
 @dataclass(frozen=True)
-class WeightsAccount:
+class LoadReport:
     """What became of every tensor's name; batch counters are left out."""
 
     origin: str
@@ -131,22 +90,23 @@ def find_weights(
     content = read_tensors(path)
     digest = file_sha256(path)
     tensors = _checked_tensors(path, content)
-    from_timm = "conv_stem.weight" in tensors
+    architecture = find_architecture(arch)
+    from_timm = architecture.from_timm if timm_names.MARK in tensors else None
     if "format" in content:
         facts = _declared_facts(path, content, arch, width_mult)
     else:
-        facts = _known_facts(digest, arch, width_mult, from_timm)
-    state_dict = timm_to_mnet(tensors, arch) if from_timm else tensors
+        facts = _known_facts(digest, arch, width_mult, from_timm is not None)
+    state_dict = from_timm(tensors) if from_timm else tensors
     return FoundWeights(state_dict, arch, width_mult, origin, digest, **facts)
 
 
 def load_matching(
     model: nn.Module, found: FoundWeights, class_names: Sequence[str] | None = None
-) -> WeightsAccount:
+) -> LoadReport:
     """Load into `model`, in place, every tensor whose name and shape it has.
 
     Args:
-        model: A network with `features` and `classifier`.
+        model: A network of `build_model`.
         found: The weights.
         class_names: The model's classes. A last layer stays out, even one of the same shape,
             unless its file names these classes in this order. None takes it by its shape alone.
@@ -155,7 +115,7 @@ def load_matching(
         What was loaded and what was not.
 
     Raises:
-        WeightsError: Under 90 % of the backbone's tensors are there; nothing was loaded.
+        WeightsError: Fewer than 90 % of the backbone's tensors fit; nothing was loaded.
     """
     wanted = model.state_dict()
     fitting = {
@@ -164,19 +124,18 @@ def load_matching(
         if name in wanted and value.shape == wanted[name].shape
     }
     if class_names is not None and found.class_names != tuple(class_names):
-        last = list(wanted)[-1].rpartition(".")[0] + "."  # the layer whose outputs are classes
+        last = f"{head_layer(model)}."
         fitting = {name: value for name, value in fitting.items() if not name.startswith(last)}
     own = [name for name in wanted if not name.endswith(COUNTERS)]
-    backbone = [name for name in own if name.startswith(BACKBONE)]
+    head = f"{as_staged(model).head}."
+    backbone = [name for name in own if not name.startswith(head)]
     misfits = [name for name in backbone if name not in fitting]
-    if len(misfits) > (1 - LEAST_FIT) * len(backbone):
+    if len(misfits) > (1 - MIN_FIT) * len(backbone):
         raise _misfit(found, wanted, misfits, len(backbone))
     model.load_state_dict(fitting, strict=False)
     absent = [name for name in own if name not in fitting]
-    replaced = tuple(
-        name for name in absent if name in found.state_dict and name.startswith("classifier.")
-    )
-    return WeightsAccount(
+    replaced = tuple(name for name in absent if name in found.state_dict and name.startswith(head))
+    return LoadReport(
         origin=found.origin,
         sha256=found.sha256,
         loaded=tuple(name for name in own if name in fitting),
@@ -184,55 +143,6 @@ def load_matching(
         missing=tuple(name for name in absent if name not in replaced),
         unexpected=tuple(name for name in found.state_dict if name not in wanted),
     )
-
-
-def timm_to_mnet(state_dict: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
-    """Rename a state dict of timm's `mobilenetv1_*`, `mobilenetv2_*` or `mobilenetv3_*`.
-
-    timm numbers blocks within stages and layers by their kind
-    (`timm/models/_efficientnet_blocks.py`); V3's last-but-one linear layer is a 1x1
-    convolution there. Names that timm's model of `arch` does not have are kept.
-
-    Args:
-        state_dict: Tensors by timm's names.
-        arch: The architecture, one of ours.
-
-    Returns:
-        The tensors by our names, in the same order.
-    """
-    blocks: dict[tuple[int, int], set[str]] = defaultdict(set)
-    for name in state_dict:
-        if match := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)\.\w+", name):
-            blocks[int(match[1]), int(match[2])].add(match[3])
-    layers = TIMM_STEM | TIMM_HEAD[arch]
-    for number, (stage, block) in enumerate(sorted(blocks), start=1):
-        for layer, ours in _timm_block(blocks[stage, block], arch).items():
-            layers[f"blocks.{stage}.{block}.{layer}"] = f"features.{number}.{ours}"
-    renamed = {}
-    for name, value in state_dict.items():
-        layer, dot, leaf = name.rpartition(".")
-        ours = layers.get(layer, layer)
-        is_pointwise = ours.startswith("classifier.") and value.dim() == 4
-        renamed[ours + dot + leaf] = value.flatten(1) if is_pointwise else value
-    return renamed
-
-
-def _timm_block(layers: set[str], arch: str) -> dict[str, str]:
-    """Our names, below `features.N`, of one timm block's layers."""
-    if "conv" in layers:  # V3's last convolution counts as a block there
-        return {"conv": "0", "bn1": "1"}
-    pairs = TIMM_BOTTLENECK if "conv_pwl" in layers else TIMM_SEPARABLE
-    present = [pair for pair in pairs if pair[0] in layers]
-    prefix = {"mobilenet_v1": "", "mobilenet_v2": "conv."}.get(arch, "block.")
-    names: dict[str, str] = {}
-    for index, (first, second) in enumerate(present):
-        at = f"{prefix}{index}"
-        names |= {first: f"{at}.0", second: f"{at}.1"}
-        if first == TIMM_SQUEEZE[0]:
-            names |= {first: f"{at}.fc1", second: f"{at}.fc2"}
-        elif arch == "mobilenet_v2" and index == len(present) - 1:  # a bare convolution and norm
-            names |= {first: at, second: f"{prefix}{index + 1}"}
-    return names
 
 
 def _locate(
@@ -243,14 +153,14 @@ def _locate(
 ) -> tuple[Path, str]:
     """The file that `source` stands for, and what to call its origin."""
     if source == STARTER:
-        if (arch, width_mult) != (STARTER_ARCH, STARTER_WIDTH):
+        starter = find_architecture(arch).starter
+        if starter is None or starter.width_mult != width_mult:
             raise RecipeError(
                 "model.weights",
-                f'"{STARTER}", which is made for {_title(STARTER_ARCH, STARTER_WIDTH)}',
-                f"weights for {_title(arch, width_mult)} were expected",
-                f"Choose the starter's model, or weights: {NONE} or a file",
+                f'"{STARTER}", but there are no starter weights of {_title(arch, width_mult)}',
+                next_step=f"Set model.weights to {NONE} or to a file",
             )
-        return STARTER_FILE, f"mnet's starter for {_title(arch, width_mult)}"
+        return starter.path, f"mnet's starter for {_title(arch, width_mult)}"
     if source in PUBLISHED_NAMES:
         row = published(arch, width_mult, source)
         path = Path(torch.hub.get_dir()) / "checkpoints" / row.file_name
@@ -262,8 +172,9 @@ def _locate(
         raise WeightsError(
             source,
             "no such file or run directory",
-            f"a path or one of {', '.join(SOURCE_NAMES)} was expected",
-            f'Did you mean "{near[0]}"?' if near else "",
+            next_step=f'Did you mean "{near[0]}"?'
+            if near
+            else f"Give a path, or one of {', '.join(SOURCE_NAMES)}",
         )
     path = path / "best.pt" if path.is_dir() else path
     return path, str(path)
@@ -277,18 +188,24 @@ def _checked_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     if not tensors:
         listed = ", ".join(list(content)[:4]) or "nothing"
         raise WeightsError(
-            str(path), f"holds no state dict (but {listed})", "tensors by name were expected"
+            str(path),
+            f"holds no state dict (but {listed})",
+            next_step="Save the state_dict of the model there, or choose other weights",
         )
     for name, value in tensors.items():
         if value.is_meta or value.is_quantized or value.layout != torch.strided:
             raise WeightsError(
-                str(path), f"{name} is sparse, quantized or empty", "plain numbers were expected"
+                str(path),
+                f"{name} is sparse, quantized or empty",
+                next_step="Choose weights in plain floating point",
             )
         if value.is_floating_point():
             tensors[name] = value.float()
             if not tensors[name].isfinite().all():
                 raise WeightsError(
-                    str(path), f"{name} holds NaN or infinity", "finite numbers were expected"
+                    str(path),
+                    f"{name} holds NaN or infinity",
+                    next_step="Choose other weights",
                 )
     return tensors
 
@@ -312,14 +229,16 @@ def _declared_facts(
         if "class_names" in content:
             facts["class_names"] = tuple(content["class_names"])
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        found = f"an incomplete checkpoint ({error!r})"
-        raise WeightsError(str(path), found, "one that mnet wrote was expected") from error
+        raise WeightsError(
+            str(path),
+            f"an incomplete checkpoint ({error!r})",
+            next_step="Choose a checkpoint that mnet wrote",
+        ) from error
     if declared != _title(arch, width_mult):
         raise WeightsError(
             str(path),
-            f"weights of {declared}",
-            f"{_title(arch, width_mult)} was expected",
-            "Set model.arch and model.width_mult to it, or choose other weights",
+            f"weights of {declared}, but the model is {_title(arch, width_mult)}",
+            next_step="Set model.arch and model.width_mult to it, or choose other weights",
         )
     if "class_names" in facts:
         check_class_indices(path, facts["class_names"])
@@ -333,12 +252,16 @@ def _triple(values: Sequence[float]) -> Triple:
 
 def _known_facts(digest: str, arch: str, width_mult: float, from_timm: bool) -> dict[str, Any]:
     """What is known about a file of bare tensors: its release's facts, or its layout's."""
-    row = next((row for row in PUBLISHED if digest.startswith(row.sha256)), None)
+    architecture = find_architecture(arch)
+    row = next(
+        (row for row in architecture.published if row.sha256 and digest.startswith(row.sha256)),
+        None,
+    )
     if row is None and from_timm:
-        row = published_for(arch, width_mult)
+        row = next(reversed(architecture.releases(width_mult)), None)
         row = row if row and row.source == "timm" else None
     if row is None:
-        return {"norm_eps": TIMM_NORM_EPS} if from_timm else {}
+        return {"norm_eps": timm_names.NORM_EPS} if from_timm else {}
     names = ("mean", "std", "interpolation", "crop_ratio", "norm_eps")
     return {name: getattr(row, name) for name in names}
 
@@ -347,7 +270,8 @@ def _misfit(
     found: FoundWeights, wanted: dict[str, Tensor], misfits: list[str], total: int
 ) -> WeightsError:
     """The error for a file of something else, which says of what if it can be told."""
-    looks = next((arch for name, arch in LOOKS if name in found.state_dict), None)
+    marks = {find_architecture(arch).mark: arch for arch in ARCHITECTURES.names()} | OTHER_MARKS
+    looks = next((arch for name, arch in marks.items() if name in found.state_dict), None)
     shared = next((name for name in misfits if name in found.state_dict), None)
     if looks == found.arch and shared:
         theirs, ours = ("x".join(map(str, at[shared].shape)) for at in (found.state_dict, wanted))
@@ -358,9 +282,9 @@ def _misfit(
         what = f"only {total - len(misfits)} of the backbone's {total} tensors fit"
     return WeightsError(
         found.origin,
-        what,
-        f"{_title(found.arch, found.width_mult)} was expected",
-        "Set model.arch and model.width_mult to what the file holds, or choose other weights",
+        f"{what}, but the model is {_title(found.arch, found.width_mult)}",
+        next_step="Set model.arch and model.width_mult to what the file holds, "
+        "or choose other weights",
     )
 
 

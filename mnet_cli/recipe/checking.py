@@ -1,7 +1,7 @@
 """A document's values to a Recipe, or to one error that tells everything wrong with them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -37,21 +37,27 @@ def check_whole(document: Document) -> None:
     if not isinstance(values, dict):
         kind = {type(None): "empty", list: "a list"}.get(type(values), "a single value")
         sections = ", ".join(_SECTIONS)
-        next_step = "Copy a recipe that ships with mnet and edit it"
-        raise RecipeError(document.source, kind, f"sections {sections} were expected", next_step)
+        raise RecipeError(
+            document.source,
+            f"{kind}, not the sections {sections}",
+            next_step="Copy a recipe that ships with mnet and edit it",
+        )
     version = values.get("schema")
     if type(version) is int and version != SCHEMA_VERSION:
         raise Problem(
             ("schema",),
             document.origin(("schema",)),
-            f"version {printable(str(version))} was found",
-            f"this mnet reads version {SCHEMA_VERSION}",
+            f"version {printable(str(version))}, but this mnet reads version {SCHEMA_VERSION}",
             "Update mnet" if version > SCHEMA_VERSION else f"Write schema: {SCHEMA_VERSION}",
         ).as_error()
 
 
-def check(document: Document) -> Recipe:
+def check(document: Document, rules: Sequence[Rule] = RULES) -> Recipe:
     """Check all keys of a document that is a mapping; null and an absent key are the same.
+
+    Args:
+        document: The recipe.
+        rules: That keys must keep to, besides the schema.
 
     Raises:
         RecipeError: Something is wrong. One problem is the error itself; several are its
@@ -64,7 +70,7 @@ def check(document: Document) -> Recipe:
     except ValidationError as error:
         recipe = None
         problems += _schema_problems(error, values, document)
-    problems += _broken_rules(values, document, {problem.path for problem in problems})
+    problems += _broken_rules(rules, values, document, {problem.path for problem in problems})
     if recipe is None or problems:
         raise _as_error(problems, document)
     return recipe
@@ -101,29 +107,29 @@ def _schema_problems(error: ValidationError, values: Any, document: Document) ->
 def _schema_problem(kind: str, loc: KeyPath, values: Any, document: Document) -> Problem:
     """One of pydantic's errors in our words."""
     if kind == "extra_forbidden":
-        return Problem(loc, document.origin(loc), "unknown key", *_meant_key(loc))
+        return Problem(loc, document.origin(loc), "unknown key", _meant_key(loc))
     path, fragment = _locate(loc)
-    expected = f"{_expectation(fragment)} was expected"
+    advice = f"Give {_expectation(fragment)}"
     origin = document.origin(path)
     if kind == "missing":
         line = f"Add the line {dotted(path)}: {fragment['const']}" if "const" in fragment else ""
-        return Problem(path, origin, "missing", expected, line)
+        return Problem(path, origin, "missing", line or advice)
     value = value_at(values, path)
     shown = printable(json.dumps(value, ensure_ascii=False), 60)
     near = get_close_matches(str(value)[:50], map(str, fragment.get("enum", ())), 1)
-    meant = f'Did you mean "{near[0]}"?' if near else ""
-    return Problem(path, origin, f"{shown} was found", expected, meant)
+    meant = f'Did you mean "{near[0]}"? ' if near else ""
+    return Problem(path, origin, f"{shown} is not valid", f"{meant}{advice}")
 
 
-def _meant_key(path: KeyPath) -> tuple[str, str]:
-    """What to expect and to do about an unknown key: the same name elsewhere, or a near one."""
+def _meant_key(path: KeyPath) -> str:
+    """What to do about an unknown key: the same name in another section, or a near one."""
     *outer, last = path
     name = str(last)[:50]
     sections = [section for section in _SECTIONS if name in _keys(_locate((section,))[1])]
     near = get_close_matches(name, _keys(_locate(tuple(outer))[1]), 1)
     for meant in (*(f"{section}.{name}" for section in sections), *near):
-        return f'did you mean "{meant}"?', ""
-    return "", "`mnet recipes schema` lists the keys"
+        return f'Did you mean "{meant}"?'
+    return 'Run "mnet recipes schema" for the keys'
 
 
 def _keys(fragment: Fragment) -> list[str]:
@@ -177,17 +183,17 @@ def _choices(fragment: Fragment) -> list[str]:
     ]
 
 
-def _broken_rules(values: Any, document: Document, wrong: set[KeyPath]) -> Iterator[Problem]:
+def _broken_rules(
+    rules: Sequence[Rule], values: Any, document: Document, wrong: set[KeyPath]
+) -> Iterator[Problem]:
     """What the rules say of the given keys, where nothing else is wrong with those involved."""
-    for rule in RULES:
+    for rule in rules:
         paths = [_path(key) for key in rule.keys]
         if value_at(values, paths[0]) is None or not wrong.isdisjoint(paths):
             continue
         involved = _rule_values(rule, values)
         if rule.broken(*involved):
-            texts = (rule.found, rule.expected, rule.next_step)
-            parts = [text.format(*involved) for text in texts]
-            yield Problem(paths[0], document.origin(paths[0]), *parts)
+            yield Problem(paths[0], document.origin(paths[0]), *rule.texts(involved))
 
 
 def _rule_values(rule: Rule, values: Any) -> list[Any]:

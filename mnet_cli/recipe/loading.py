@@ -44,6 +44,20 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update={"output": output})
 
 
+def load_resolved(path: Path) -> Recipe:
+    """Load the `recipe.yaml` that a run keeps.
+
+    It was checked when the run started. Rules that a later version has added are not applied, so
+    that the run can still be resumed.
+
+    Raises:
+        RecipeError: The file is missing, unreadable, or not of this version's schema.
+    """
+    document = read_yaml(_read_text(path), f"recipe {printable(str(path))}")
+    check_whole(document)
+    return check(document, rules=())
+
+
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
     """Turn a recipe's YAML into a Recipe.
 
@@ -76,8 +90,7 @@ def restore_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         raise WeightsError(
             where,
             f"its recipe has {error.error_count()} unknown or wrong keys",
-            "a recipe that this version of mnet reads was expected",
-            "Update mnet, or name the images with --data DIR",
+            next_step="Update mnet, or name the images with --data DIR",
         ) from error
 
 
@@ -115,7 +128,7 @@ def find_recipe(name: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise _unreadable(where, error) from error
     if exists:
-        raise RecipeError(where, kind, "a YAML file was expected", "Name the file itself")
+        raise RecipeError(where, kind, next_step="Name a YAML file")
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = get_close_matches(given.name.removesuffix(".yaml"), known, 3)
     places = "the working folder, its recipes/ and the shipped recipes"
@@ -123,8 +136,7 @@ def find_recipe(name: str | Path) -> Path:
     raise RecipeError(
         where,
         f"not found in {places if bare else printable(str(given.parent))}",
-        f"did you mean {names}?" if near else "",
-        f"There are {names}" if names and not near else "",
+        next_step=f"Did you mean {names}?" if near else f"There are {names}" if names else "",
     )
 
 
@@ -147,7 +159,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise _unreadable(where, error) from error
     if len(content) > MAX_SIZE:
-        raise RecipeError(where, "too large", f"at most {MAX_SIZE} bytes were expected")
+        raise RecipeError(where, "too large", next_step=f"Keep it within {MAX_SIZE:,} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,14 +167,13 @@ def _read_text(path: Path) -> str:
         raise RecipeError(
             f"{where}, line {line}",
             f"byte 0x{content[error.start]:02x} is not UTF-8",
-            "UTF-8 text was expected",
-            "Save the file as UTF-8",
+            next_step="Save the file as UTF-8",
         ) from error
 
 
 def _unreadable(where: str, error: OSError | ValueError) -> RecipeError:
     reason = getattr(error, "strerror", None) or error
-    return RecipeError(where, f"cannot be read ({reason})", "a readable YAML file was expected")
+    return RecipeError(where, f"cannot be read ({reason})", next_step="Check its permissions")
 
 
 def _override(document: Document, override: str) -> None:
@@ -170,7 +181,7 @@ def _override(document: Document, override: str) -> None:
     source = f"--set {printable(override)}"
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(source, "no = in it", "KEY=VALUE was expected, as in train.epochs=3")
+        raise UsageError(source, "no = in it", next_step="Write KEY=VALUE, as in train.epochs=3")
     path = _path_of(key.strip(), document.values)
     addition = read_yaml(text, source, path=path, numbered=False)
     document.values = _replaced(document.values, path, addition.values, source)
@@ -202,7 +213,7 @@ def _replaced(values: Any, path: KeyPath, value: Any, source: str) -> Any:
         return [*values[:step], _replaced(inner, rest, value, source), *values[step + 1 :]]
     kind = f"a list of {len(values)}" if isinstance(values, list) else "a single value"
     raise UsageError(
-        source, f"no {printable(str(step))} in {kind}", "a key of the recipe was expected"
+        source, f"no {printable(str(step))} in {kind}", next_step="Name a key of the recipe"
     )
 
 

@@ -63,12 +63,11 @@ class Problem:
     path: KeyPath
     origin: Origin
     found: str
-    expected: str = ""
     next_step: str = ""
 
     def as_error(self) -> RecipeError:
         """The problem as an error of its own."""
-        return RecipeError(self.origin.at(self.path), self.found, self.expected, self.next_step)
+        return RecipeError(self.origin.at(self.path), self.found, next_step=self.next_step)
 
 
 @dataclass
@@ -119,7 +118,7 @@ def read_yaml(text: str, source: str, *, path: KeyPath = (), numbered: bool = Tr
             several documents, or anchors, aliases or tags.
     """
     if len(text) > MAX_SIZE:
-        raise RecipeError(source, "too large", f"at most {MAX_SIZE} characters were expected")
+        raise RecipeError(source, "too large", next_step=f"Keep it within {MAX_SIZE:,} characters")
     document = Document(source, numbered)
     events = _node_events(text, document)
     for event in events:
@@ -214,7 +213,7 @@ def _mapping(events: Iterator[Any], path: KeyPath, document: Document) -> dict[s
     while not isinstance(key := next(events), ev.MappingEndEvent):
         place = document.place(key.start_mark)
         if not isinstance(key, ev.ScalarEvent):
-            fault = Problem(path, place, "a list or group as a key", "a name was expected")
+            fault = Problem(path, place, "a list or group as a key", "Write a name")
             _value(key, events, (), Document(document.source))
         elif key.value in values:
             inner = (*path, key.value)
@@ -241,14 +240,13 @@ def _scalar(event: Any, path: KeyPath, document: Document) -> Any:
     shown = printable(text, 200)
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         fault: tuple[str, ...] = (
-            f'"{shown}" was found',
-            "text without control characters was expected",
+            f'"{shown}" has control characters',
+            "Remove them",
         )
     elif reading := _OLD_READINGS.get(old_tag.removeprefix(_CORE_TAGS)):
         fault = (
-            f"{shown}, which YAML readers may take for {reading[0]}, was found",
-            f"{reading[1]} was expected",
-            f'If text is meant, quote it: "{shown}"',
+            f"{shown} is {reading[0]} for some YAML readers",
+            f'Write {reading[1]}; if text is meant, quote it: "{shown}"',
         )
     else:
         return text

@@ -2,35 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any
 
-from mnet_cli.models.published import (
-    PUBLISHED_NAMES,
-    STARTER,
-    STARTER_ARCH,
-    STARTER_WIDTH,
-    widths_with_weights,
-)
-from mnet_cli.recipe.schema import Arch
+from mnet_cli.recipe.schema import Model
+from mnet_cli.system.plugins import ARCHITECTURES
+
+PUBLISHED = ("imagenet", "imagenet-v1")  # what a recipe may call published weights
+STARTER = "starter"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a key that a recipe gives, in the light of others.
+    """A condition on a key that a recipe gives, and on the keys that it depends on.
 
     Args:
         keys: The key that the rule is about, then those it depends on.
         broken: Takes the keys' values in that order; true when the first cannot stand.
         found: What is wrong; `{0}`, `{1}` … stand for the values.
-        expected: What was expected instead, in the same form.
-        next_step: What to do next, likewise.
+        reason: Why it is wrong, in the same form.
+        next_step: What to do next, likewise, or a function of the values.
     """
 
     keys: tuple[str, ...]
     broken: Callable[..., bool]
     found: str
-    expected: str = ""
-    next_step: str = ""
+    reason: str = ""
+    next_step: str | Callable[..., str] = ""
+
+    def texts(self, values: Sequence[Any]) -> tuple[str, str]:
+        """What is wrong, with the reason, and what to do, for these values of the keys."""
+        step = self.next_step
+        advice = step.format(*values) if isinstance(step, str) else step(*values)
+        found = f"{self.found}, because {self.reason}" if self.reason else self.found
+        return found.format(*values), advice
 
 
 def _beside_phases(key: str, own_key: str) -> Rule:
@@ -74,17 +78,37 @@ def _never_stops(patience: int, epochs: Sequence[int]) -> bool:
     return patience >= max([first - 1, *others])  # the very first epoch always improves
 
 
-def _needs_published_width(row: str) -> Rule:
-    widths = widths_with_weights(row)
+def _no_option(name: str) -> Rule:
+    """An option that the architecture does not have; its default changes nothing."""
+    neutral = Model.model_fields[name].default
     return Rule(
-        ("model.width_mult", "model.arch", "model.weights"),
-        lambda width, arch, weights: (
-            arch == row and weights in PUBLISHED_NAMES and width not in widths
-        ),
-        "{0} with model.arch: {1} and model.weights: {2}",
-        "weights are published for a width_mult of " + ", ".join(f"{w:g}" for w in widths),
-        "Choose one of these, or set model.weights to none or to a file",
+        (f"model.{name}", "model.arch"),
+        lambda value, arch: value != neutral and name not in _options(arch),
+        f"{{0}} with model.arch: {{1}}, which has no {name}",
+        next_step="Remove it, or change model.arch",
     )
+
+
+def _options(arch: str) -> frozenset[str]:
+    options: frozenset[str] = ARCHITECTURES.load(arch).options
+    return options
+
+
+def _widths(arch: str) -> list[float]:
+    """The widths for which weights are published."""
+    widths: list[float] = ARCHITECTURES.load(arch).widths
+    return widths
+
+
+def _is_starter(arch: str, width: float) -> bool:
+    starter = ARCHITECTURES.load(arch).starter
+    return starter is not None and starter.width_mult == width
+
+
+def _starters() -> str:
+    """The models that have starter weights."""
+    found = [(name, ARCHITECTURES.load(name).starter) for name in ARCHITECTURES.names()]
+    return ", ".join(f"{name} at width_mult {one.width_mult:g}" for name, one in found if one)
 
 
 RULES = (
@@ -116,7 +140,7 @@ RULES = (
         ("train.warmup_epochs", "train.epochs", "train.phases"),
         lambda warmup, epochs, phases: not phases and warmup > 0 and warmup >= epochs,
         "{0} with train.epochs: {1}",
-        "a warmup shorter than the training was expected",
+        "the warmup would last as long as the training",
         "Lower it, or raise train.epochs",
     ),
     *(_cannot_be_cached(key) for key in ("train.mixup", "train.cutmix")),
@@ -141,7 +165,7 @@ RULES = (
             and views != "auto"
             and views > max(_epochs_of(phases, frozen=True), default=views)
         ),
-        "{0}, but no phase of train.phases that freezes something has so many epochs",
+        "{0} with no phase in train.phases that freezes something and has so many epochs",
         "an epoch takes one view of each image, so the rest would never be seen",
         "Lower it, or raise the epochs of a phase",
     ),
@@ -162,7 +186,7 @@ RULES = (
     Rule(
         ("data.cached_views", "model.freeze", "train.phases"),
         _nothing_is_frozen,
-        "{0}, but nothing is frozen",
+        "{0} with nothing frozen",
         "only what is frozen can be computed once",
         "Remove it, or set model.freeze: features",
     ),
@@ -180,17 +204,11 @@ RULES = (
         "erasing is an augmentation",
         "Remove one of the two",
     ),
-    Rule(
-        ("model.reduced_tail", "model.arch"),
-        lambda reduced, arch: reduced and not arch.startswith("mobilenet_v3"),
-        "true with model.arch: {1}",
-        "only mobilenet_v3_large and mobilenet_v3_small have a reduced tail",
-        "Remove it, or change model.arch",
-    ),
+    *(_no_option(name) for name in ("width_mult", "round_nearest", "reduced_tail", "dropout")),
     Rule(
         ("model.reduced_tail", "model.weights", "model.arch"),
         lambda reduced, weights, arch: (
-            reduced and weights in PUBLISHED_NAMES and arch.startswith("mobilenet_v3")
+            reduced and weights in PUBLISHED and "reduced_tail" in _options(arch)
         ),
         "true with model.weights: {1}",
         "no weights are published for the reduced tail",
@@ -198,12 +216,26 @@ RULES = (
     ),
     Rule(
         ("model.weights", "model.arch", "model.width_mult"),
-        lambda weights, arch, width: (
-            weights == STARTER and (arch, width) != (STARTER_ARCH, STARTER_WIDTH)
-        ),
+        lambda weights, arch, width: weights == STARTER and not _is_starter(arch, width),
         "starter with model.arch: {1} and model.width_mult: {2}",
-        f"the starter weights are of {STARTER_ARCH} at {STARTER_WIDTH}",
-        "Change model.weights, or set model.arch and model.width_mult to these",
+        next_step=lambda *_: f"Change model.weights, or choose a model with some: {_starters()}",
     ),
-    *(_needs_published_width(arch) for arch in get_args(Arch)),
+    Rule(
+        ("model.width_mult", "model.arch", "model.weights"),
+        lambda width, arch, weights: (
+            weights in PUBLISHED and bool(_widths(arch)) and width not in _widths(arch)
+        ),
+        "{0} with model.arch: {1} and model.weights: {2}",
+        next_step=lambda width, arch, weights: (
+            f"Choose one of {', '.join(f'{w:g}' for w in _widths(arch))}, for which weights are "
+            "published, or set model.weights to none or to a file"
+        ),
+    ),
+    Rule(
+        ("model.arch", "model.weights"),
+        lambda arch, weights: weights in PUBLISHED and not _widths(arch),
+        "{0} with model.weights: {1}",
+        "no weights are published for it",
+        "Set model.weights to none or to a file",
+    ),
 )

@@ -5,12 +5,25 @@ One key rules over another in places (phases over epochs, say); `rules` lists th
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import GenerateJsonSchema
+
+from mnet_cli.system.plugins import ARCHITECTURES
 
 SCHEMA_VERSION = 1
 
-Arch = Literal["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"]
+
+def _registered(name: str) -> str:
+    if name not in ARCHITECTURES.names():
+        raise ValueError("no such architecture")
+    return name
+
+
+Arch = Annotated[
+    str,
+    AfterValidator(_registered),
+    Field(json_schema_extra={"enum": [*ARCHITECTURES.names()]}),
+]
 Augment = Literal["none", "crop_flip", "randaugment", "trivialaugment"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096), Field(title="text")]
 FolderPath = Annotated[Text, Field(title="the path of a folder")]
@@ -37,12 +50,19 @@ class Section(BaseModel):
 class Model(Section):
     """Which network, where its weights come from and what stays frozen."""
 
-    arch: Arch = Field(description="Architecture of the MobileNet family.")
+    arch: Arch = Field(description="Name of the architecture.")
     width_mult: float = Field(
         1.0, gt=0, le=4, description="Width multiplier (alpha): scales the channels of every layer."
     )
+    round_nearest: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Channels are rounded to a multiple of this; null: the architecture's own "
+        "rule, which is 8 for MobileNetV2 and later.",
+    )
     reduced_tail: bool = Field(
-        False, description="Halve the channels of the last stage (MobileNetV3 only)."
+        False, description="Halve the channels of the last stage (MobileNetV3)."
     )
     dropout: float | None = Field(
         None,

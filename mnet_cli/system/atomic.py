@@ -43,7 +43,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
     try:
         with temporary.open(mode, **open_options) as file:
             yield file
-        settle(temporary, path)
+        publish(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _not_writable(path, error) from error
@@ -52,7 +52,7 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
         raise
 
 
-def settle(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
     """Give a complete file or folder its final name, once its bytes are safely on disk.
 
     No system replaces a folder that has something in it in one step: an older one is renamed
@@ -85,7 +85,7 @@ def settle(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` for files that `settle` will move out; it goes with the block.
+    """A folder inside `folder` for files that `publish` will move out; it goes with the block.
 
     Raises:
         MachineError: The operating system refused, in the block too.

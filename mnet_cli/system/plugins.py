@@ -47,11 +47,11 @@ class ExtensionPoint:
         where = where or self.kind
         if not declared:
             near = get_close_matches(name, self.names(), n=1)
+            meant = f'Did you mean "{near[0]}"? ' if near else ""
             raise UsageError(
                 where,
                 f'unknown {self.kind} "{name}"',
-                next_step=f'Did you mean "{near[0]}"? ' * bool(near)
-                + f"Choose from {', '.join(self.names())}",
+                next_step=f"{meant}Choose one of {', '.join(self.names())}",
             )
         if len(declared) > 1:
             packages = " and ".join(_package(one) for one in declared)
@@ -87,3 +87,7 @@ def _declared(group: str) -> dict[str, tuple[EntryPoint, ...]]:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "an unknown package"
+
+
+ARCHITECTURES = ExtensionPoint("mnet_cli.architectures", "architecture")
+FORMATS = ExtensionPoint("mnet_cli.formats", "format")

@@ -13,7 +13,7 @@ import platformdirs
 from mnet_cli.errors import MachineError, WeightsError
 
 
-def sign(content: bytes) -> None:
+def trust(content: bytes) -> None:
     """Remember that these bytes are our own.
 
     Raises:
@@ -28,12 +28,12 @@ def sign(content: bytes) -> None:
         raise MachineError(
             str(path),
             f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
+            next_step="Free some space, or check the permissions of its folder",
         ) from error
 
 
-def read_own(path: Path) -> bytes:
-    """Read a file that `sign` has seen.
+def read_trusted(path: Path) -> bytes:
+    """Read a file that `trust` has seen.
 
     Raises:
         WeightsError: It cannot be read, or comes from elsewhere.
@@ -42,13 +42,14 @@ def read_own(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
-        raise WeightsError(str(path), found, "an exported file was expected") from error
+        raise WeightsError(
+            str(path), found, next_step="Name a file that mnet export wrote"
+        ) from error
     if hashlib.sha256(content).hexdigest() not in _known():
         raise WeightsError(
             str(path),
             "not written by this user's mnet export, and such files can run code",
-            "a file of your own was expected",
-            "Export it here from its checkpoint, or take its ONNX file",
+            next_step="Export it here from its checkpoint, or use its ONNX file",
         )
     return content
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from mnet_cli.data.loader import EpochBatches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary, find_boundary
-from mnet_cli.features.extract import Features, Wanted, cached_features
+from mnet_cli.features.extract import FeatureRequest, Features, cached_features
 from mnet_cli.inference.evaluate import Evaluation, evaluate, score, summarize_logits
 from mnet_cli.inference.metrics import Predictions
 from mnet_cli.models.forward import Forward, compile_forward
-from mnet_cli.models.freeze import split_frozen
+from mnet_cli.models.freeze import frozen_title, split_frozen
 from mnet_cli.system.machine import BATCH, cores
 from mnet_cli.training.setup import Job, Progress
 
@@ -101,11 +101,13 @@ def build_supply(
         return _from_images(job, batches, epochs, position)
     note = ""
     if cached_views and cached != 0:
-        boundary = find_boundary(front, _title(job, front), job.preprocess.image_size, job.device)
+        title = f"{job.recipe.model.arch} {frozen_title(job.model, front)}"
+        boundary = find_boundary(front, title, job.preprocess.image_size, job.device)
         views = choose_views(job, boundary, epochs, cached)
         try:
             if views:
-                return _from_cache(job, batches, boundary, views, rest, on_features)
+                supply = _from_cache(job, batches, boundary, views, rest, on_features)
+                return replace(supply, note=boundary.note)
         except MachineError as error:
             if cached_views != "auto" or cached:
                 raise
@@ -149,7 +151,9 @@ def _from_images(
         job.model,
         batches=_live(job, batches, epochs, position),
         steps=len(batches),
-        evaluate=lambda model: _evaluate_images(job, compile_forward(model, job.device)),
+        evaluate=lambda model: _evaluate_images(
+            job, compile_forward(model, job.device, image_size=job.preprocess.image_size)
+        ),
     )
 
 
@@ -173,7 +177,7 @@ def _from_workers(
 ) -> Supply:
     """Every epoch takes new views through the frozen part, in the workers, without gradients."""
     front, rest = split_frozen(job.model)
-    below = compile_forward(front, job.device)
+    below = job.compile(front)
 
     def evaluate_rest(module: nn.Module) -> Evaluation:
         above = compile_forward(module, job.device, None)
@@ -194,9 +198,9 @@ def _from_cache(
     numbers = sorted(set(view_of.values()))
     train, val = cached_features(
         [
-            Wanted(boundary, job.train_views(), numbers),
+            FeatureRequest(boundary, job.train_views(), numbers),
             # What is scored is exact: it is never rounded to half precision.
-            Wanted(boundary.exact(), job.val_views(), [1]),
+            FeatureRequest(boundary.exact(), job.val_views(), [1]),
         ],
         job.workers,
         job.device,
@@ -223,17 +227,6 @@ def _from_cache(
             row_bytes=boundary.row_bytes,
         ),
     )
-
-
-def _title(job: Job, front: nn.Sequential) -> str:
-    """The frozen part's name: `mobilenet_v2 features[:14]`."""
-    stages = len(list(job.model.get_submodule("features").children()))
-    if len(front) < stages:
-        inner = f"features[:{len(front)}]"
-    else:
-        layers = len(front) - stages - 2  # besides the pool and the flattening
-        inner = f"features, classifier[:{layers}]" if layers > 0 else "features"
-    return f"{job.recipe.model.arch} {inner}"
 
 
 def _evaluate_images(job: Job, classify: Forward) -> Evaluation:

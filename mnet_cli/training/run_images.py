@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mnet_cli.data.dataset import DataSet, open_dataset, take_split
 from mnet_cli.errors import DataError
-from mnet_cli.recipe import load_recipe, restore_recipe
-from mnet_cli.runtimes import Classifier
+from mnet_cli.inference.classifier import Classifier
+from mnet_cli.recipe import load_resolved, restore_recipe
 from mnet_cli.training.run_directory import find_data
 
 
@@ -33,7 +33,7 @@ def open_images(
     if classifier.recipe:
         recipe = restore_recipe(classifier.recipe, str(classifier.source))
     elif beside.is_file():
-        recipe = load_recipe(beside)
+        recipe = load_resolved(beside)
     else:
         raise DataError(
             str(classifier.source),

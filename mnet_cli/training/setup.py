@@ -21,10 +21,11 @@ from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
 from mnet_cli.errors import DataError, RecipeError, WeightsError
 from mnet_cli.features.cache import cache_cap
 from mnet_cli.formats.checkpoint import TRAINING_KEYS, Checkpoint, build_from, load_checkpoint
+from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from mnet_cli.models.forward import Forward, compile_forward
 from mnet_cli.models.freeze import freeze, split_frozen
-from mnet_cli.models.published import IMAGENET_MEAN, IMAGENET_STD
 from mnet_cli.models.registry import build_model
-from mnet_cli.models.weights import FoundWeights, WeightsAccount, find_weights, load_matching
+from mnet_cli.models.weights import FoundWeights, LoadReport, find_weights, load_matching
 from mnet_cli.recipe import Recipe, dump_recipe, plain_values
 from mnet_cli.system.atomic import atomic_write, remove_leftovers, write_csv
 from mnet_cli.system.machine import cores
@@ -64,7 +65,7 @@ class Job:
     model: nn.Module
     model_args: dict[str, Any]
     preprocess: Preprocess
-    account: WeightsAccount | None
+    account: LoadReport | None
     device: torch.device
     run: Path
     lock: FileLock
@@ -76,6 +77,10 @@ class Job:
         """Processes that decode and augment."""
         workers = self.recipe.data.workers
         return min(8, cores()) if workers == "auto" else workers
+
+    def compile(self, module: nn.Module) -> Forward:
+        """The fast forward pass of the model, or of a part of it that takes images."""
+        return compile_forward(module, self.device, image_size=self.preprocess.image_size)
 
     def train_views(self) -> ViewDataset:
         """The training images as the recipe augments them."""
@@ -136,7 +141,7 @@ def prepare_data(
 
 def prepare_model(
     recipe: Recipe, class_names: Sequence[str], on_progress: Progress | None = None
-) -> tuple[nn.Module, dict[str, Any], Preprocess, WeightsAccount | None]:
+) -> tuple[nn.Module, dict[str, Any], Preprocess, LoadReport | None]:
     """Build the recipe's network and load its weights where they fit.
 
     Returns:
@@ -153,6 +158,8 @@ def prepare_model(
         "dropout": wanted.dropout,
         "norm_eps": found.norm_eps if found else None,
     }
+    if wanted.round_nearest is not None:
+        model_args["round_nearest"] = wanted.round_nearest
     torch.manual_seed(recipe.train.seed)  # the head's first weights
     model = build_model(wanted.arch, len(class_names), **model_args)
     account = load_matching(model, found, class_names) if found else None
@@ -232,7 +239,7 @@ def resume_job(
         _refuse_strange(run, kept, recipe, data)
         model, model_args = build_from(kept), dict(kept.model_args)
         preprocess, account = kept.preprocess, kept.training["account"]
-        account = account and WeightsAccount(**account)
+        account = account and LoadReport(**account)
     else:
         model, model_args, preprocess, account = prepare_model(
             recipe, data.class_names, on_progress

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mnet_cli.data.loader import EpochBatches, seed_of, seed_torch, worker_death
 from mnet_cli.errors import MachineError, MnetError, RefusedError
 from mnet_cli.formats.checkpoint import save_checkpoint
-from mnet_cli.models.forward import image_format, to_device
+from mnet_cli.models.device import image_format, to_device
 from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_mode
 from mnet_cli.recipe import Phase
 from mnet_cli.system.atomic import write_csv

@@ -1,45 +1,27 @@
-"""Whatever runs a trained classifier, behind one signature: images in, logits out.
-
-Each runtime of exported files has one small adapter, a module of this folder with one function
-`load(path, device) -> (Run, contract)`; it takes what the file takes, in numpy's arrays.
-"""
+"""A trained classifier, from a checkpoint or an exported file: images in, logits out."""
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.errors import WeightsError
+from mnet_cli.formats.base import Run, filled
 from mnet_cli.formats.contract import Contract, document_of
+from mnet_cli.formats.registry import format_of
 from mnet_cli.system.hashing import content_sha256
-
-if TYPE_CHECKING:
-    import torch
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, 3, S, S), float32, normalised, to logits (N, C), float32."""
 
-Run = Callable[[NDArray[Any]], NDArray[np.float32]]
-"""What an exported file takes, as its contract says, to what it gives."""
-
-ADAPTERS = {  # suffix: the module of this folder that runs such files
-    ".onnx": "onnx",
-    ".torchscript": "torchscript",
-    ".pt2": "pt2",
-    ".xml": "openvino",
-    ".tflite": "tflite",
-    ".pte": "executorch",
-    ".mlpackage": "coreml",
-}
-LEAST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
+SMALLEST = np.finfo(np.float32).tiny  # a probability of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -55,6 +37,7 @@ class Classifier:
         source: The file it was read from.
         batch: Images that it computes at a time, whatever it is given; 0 for any number.
         parallel: Whether calls from several threads use several cores; a GPU has one queue.
+        note: Why it does not run in the usual way; empty if it does.
     """
 
     classify: Classify
@@ -64,6 +47,7 @@ class Classifier:
     source: Path
     batch: int = 0
     parallel: bool = True
+    note: str = ""
 
 
 def open_classifier(path: Path, device: str) -> Classifier:
@@ -73,13 +57,13 @@ def open_classifier(path: Path, device: str) -> Classifier:
         WeightsError: There is no usable checkpoint or exported file at `path`, an exported file
             has changed since, or `class_indices.json` beside it has other class names.
         MachineError: The package that runs such files is not installed.
-        UsageError: The device is not to be had.
+        UsageError: The device is not available.
     """
-    if path.suffix not in ADAPTERS:
+    kind = format_of(path)
+    if kind is None:
         return _open_checkpoint(path, device)
     refuse_changed(path)
-    adapter = import_module(f"{__name__}.{ADAPTERS[path.suffix]}")
-    run, contract = adapter.load(path, device)
+    run, contract = kind.load(path, device)
     check_class_indices(path, contract.class_names)
     return Classifier(
         classify=as_classify(run, contract),
@@ -104,15 +88,14 @@ def refuse_changed(path: Path) -> None:
             raise WeightsError(
                 str(part),
                 f"cannot be read ({error.strerror or error})",
-                "an exported file was expected",
-                "Export it again",
+                next_step="Export it again",
             ) from error
         if found != expected:
             raise WeightsError(
                 str(part),
-                f"changed since it was exported (sha256 {found[:12]}…)",
-                f"{expected[:12]}… was expected, as {document_of(path).name} says",
-                "Copy both files again from where they were exported, or export again",
+                f"changed since it was exported: its sha256 is {found[:12]}…, "
+                f"but {expected[:12]}… in {document_of(path).name}",
+                next_step="Copy both files again from where they were exported, or export again",
             )
 
 
@@ -137,8 +120,7 @@ def _recorded_hashes(path: Path) -> dict[Path, str]:
         raise WeightsError(
             str(document),
             f"no hashes of {path.name} in it ({type(error).__name__})",
-            "the document that mnet export wrote was expected",
-            "Copy both files again from where they were exported, or export again",
+            next_step="Copy both files again from where they were exported, or export again",
         ) from error
     return recorded
 
@@ -157,11 +139,10 @@ def as_classify(run: Run, contract: Contract) -> Classify:
         if found.shape != (len(images), len(contract.class_names)):
             raise WeightsError(
                 contract.arch,
-                f"gives outputs of shape {found.shape}",
-                f"a number for each of {len(contract.class_names)} classes was expected",
-                "Export it again",
+                f"gives outputs of shape {found.shape} for {len(contract.class_names)} classes",
+                next_step="Export it again",
             )
-        return np.log(np.maximum(found, LEAST)) if contract.baked else found
+        return np.log(np.maximum(found, SMALLEST)) if contract.baked else found
 
     return classify
 
@@ -180,78 +161,20 @@ def classified_preprocess(contract: Contract) -> Preprocess:
     return replace(contract.preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3)
 
 
-def require_cpu(path: Path, device: str) -> None:
-    """Refuse another device for a file that runs on the CPU here.
-
-    Raises:
-        UsageError: Another device was named.
-    """
-    if device not in ("auto", "cpu"):
-        raise UsageError(
-            f"--device {device}",
-            f"{path.name} runs on the CPU",
-            "auto or cpu was expected",
-            "Leave --device out, or name best.pt",
-        )
-
-
-def missing_extra(path: Path, package: str, extra: str) -> MachineError:
-    """The error for a file whose runtime is not installed, with the command that installs it."""
-    return MachineError(
-        str(path),
-        f"{package} is not installed",
-        f"the {extra} extra was expected",
-        f'Run: pip install "mnet-cli[{extra}]"',
-    )
-
-
-def not_loadable(path: Path, kind: str) -> WeightsError:
-    """The error for a file that is not there, is damaged, or is of another kind."""
-    return WeightsError(
-        str(path),
-        f"no {kind} that loads here",
-        "a file written by mnet export was expected",
-        "Export it again",
-    )
-
-
-def choose_device(name: str) -> "torch.device":
-    """Turn `auto`, `cpu`, `cuda` or `mps` into a device; `auto` takes the fastest there is.
-
-    Raises:
-        UsageError: The device was named and is not to be had.
-    """
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, usable in available.items() if usable)
-    if not available.get(name, False):
-        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise UsageError(f"--device {name}", "not available here", f"{usable} was expected")
-    return torch.device(name)
-
-
 def _open_checkpoint(path: Path, device: str) -> Classifier:
     from mnet_cli.formats.checkpoint import build_from, load_checkpoint
+    from mnet_cli.models.device import choose_device
     from mnet_cli.models.forward import compile_forward
 
     checkpoint, chosen = load_checkpoint(path), choose_device(device)
+    size = checkpoint.preprocess.image_size
+    forward = compile_forward(build_from(checkpoint), chosen, image_size=size)
     return Classifier(
-        classify=compile_forward(build_from(checkpoint), chosen),
+        classify=forward,
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
         source=path / "best.pt" if path.is_dir() else path,
         parallel=chosen.type == "cpu",
+        note=forward.note,
     )
-
-
-def filled(inputs: NDArray[Any], size: int) -> NDArray[Any]:
-    """Repeat the last input until there are `size`."""
-    lacking = size - len(inputs)
-    return np.concatenate([inputs, *[inputs[-1:]] * lacking]) if lacking else inputs
