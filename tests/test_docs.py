@@ -40,7 +40,8 @@ def pages(tmp_path_factory):
 def commands_in(text: str) -> Iterator[list[str]]:
     """The words of every `mnet …` command in code blocks and in code within sentences."""
     fences = re.findall(r"^```(.*)\n([^`]*?)^```$", text, re.MULTILINE)
-    lines = [line for kind, code in fences if kind == "shell" for line in code.splitlines()]
+    shell = "\n".join(code for kind, code in fences if kind == "shell")
+    lines = shell.replace("\\\n", " ").splitlines()
     lines += re.findall(r"^ {4}(mnet .*)$", text, re.MULTILINE)
     lines += re.findall(r"`(mnet [^`]+)`", text)
     for line in lines:

@@ -1,0 +1,1 @@
+"""Examples of an architecture, a file format and an image source in a package of their own."""
