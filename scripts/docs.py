@@ -6,14 +6,17 @@ FOLDER is replaced. Derived pages are the commands (from Typer), the recipe's ke
 Schema), the shipped recipes, the Python API (from docstrings) and the changelog.
 """
 
+import ast
 import html
 import inspect
 import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import typer
@@ -21,7 +24,10 @@ from typer.main import get_command
 
 import mnet_cli
 from mnet_cli.cli.app import app
+from mnet_cli.formats.registry import find_format
+from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import json_schema, shipped_recipes
+from mnet_cli.system.plugins import ARCHITECTURES, FORMATS
 
 HERE = Path(__file__).resolve().parents[1]
 SHARED_OPTIONS = ("--json", "--quiet", "--traceback")
@@ -35,6 +41,7 @@ def main(folder: Path) -> None:
         "reference/commands.md": command_page,
         "reference/recipe.md": recipe_page,
         "reference/recipes.md": shipped_page,
+        "reference/names.md": names_page,
         "reference/python.md": python_page,
     }
     for name, page in pages.items():
@@ -98,7 +105,7 @@ def _with_limits(text: str) -> str:
 
 
 def recipe_page() -> Iterator[str]:
-    """One section a part of the recipe, with each key's type, default and meaning."""
+    """One section a part of the recipe, with each key's meaning, values and default."""
     schema = json_schema()
     yield "# Recipe\n"
     yield "A recipe is a YAML file with `schema: 1` and the sections below. Only `model.arch` and"
@@ -120,13 +127,13 @@ def recipe_page() -> Iterator[str]:
 
 def _keys(schema: Mapping[str, Any], section: str, definition: Mapping[str, Any]) -> Iterator[str]:
     required = definition.get("required", ())
-    yield "| key | values | default | meaning |\n| --- | --- | --- | --- |"
+    yield "| key | meaning |\n| --- | --- |"
     for key, value in definition["properties"].items():
         full = f"{section}.{key}".lstrip(".")
-        default = "required" if key in required else f"`{_yaml(value['default'])}`"
+        default = "Required." if key in required else f"Default: `{_yaml(value['default'])}`."
         anchor = f'<span id="{full}"></span>' if section else ""
-        kind = _cell(_kind(schema, value))
-        yield f"| {anchor}`{full}` | {kind} | {default} | {_cell(value['description'])} |"
+        meaning = f"{_cell(value['description'])}<br>{_cell(_kind(schema, value))}. {default}"
+        yield f"| {anchor}`{full}` | {meaning[0].upper()}{meaning[1:]} |"
 
 
 def _kind(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
@@ -185,32 +192,69 @@ def shipped_page() -> Iterator[str]:
         yield "```"
 
 
+def names_page() -> Iterator[str]:
+    """The architectures, formats and image sources that packages declare."""
+    yield "# Architectures and formats\n"
+    yield "This is what mnet brings. [Other packages](../extending.md) can add more.\n"
+    yield "## Architectures\n"
+    yield "`model.arch` in a recipe, and `mnet info NAME`. Weights are published for the widths in the"
+    yield "last column; `mnet info --weights` lists them.\n"
+    yield "| name | network | paper | options | published widths |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name in ARCHITECTURES.names():
+        found = find_architecture(name)
+        paper = f"[arXiv {found.paper}](https://arxiv.org/abs/{found.paper})"
+        options = ", ".join(f"`{option}`" for option in sorted(found.options - {"norm_eps"}))
+        widths = ", ".join(f"{width:g}" for width in found.widths)
+        yield f"| `{name}` | {found.title} | {paper} | {options} | {widths} |"
+    yield "\n## Formats\n"
+    yield "`mnet export --format NAME`. [Export and runtimes](../export.md) says which one to choose.\n"
+    yield "| name | files | precisions | needs | images a call |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name in FORMATS.names():
+        form = find_format(name)
+        files = ", ".join(f"`{suffix}`" for suffix in (form.suffix, form.companion) if suffix)
+        needs = f'`pip install "{form.extra}"`' if form.extra else ""
+        if form.runs_on:
+            needs += {"darwin": "; runs on macOS only"}.get(
+                form.runs_on, f"; runs on {form.runs_on}"
+            )
+        batch = "fixed: 1, or `--batch N`" if form.static else "any number, or `--batch N`"
+        yield f"| `{name}` | {files} | {', '.join(form.precisions)} | {needs} | {batch} |"
+
+
 def python_page() -> Iterator[str]:
-    """The written introduction, then the signature and docstring of every public name."""
+    """The written introduction, then the signature and docstring of each public name."""
+    from mnet_cli import api
+
     yield (HERE / "docs/reference/python.md").read_text(encoding="utf-8")
-    for name in getattr(mnet_cli, "__all__", ()):
-        yield from _object(name, getattr(mnet_cli, name), "##")
+    own = [
+        thing for name in api.__all__ if (thing := getattr(api, name)).__module__ == api.__name__
+    ]
+    for function in filter(inspect.isfunction, own):
+        yield from _member(f"mnet_cli.{function.__name__}", function)
+    for kind in filter(inspect.isclass, own):
+        yield f"\n## {kind.__name__}\n\n{_docstring(inspect.getdoc(kind) or '')}"
+        for name, member in vars(kind).items():
+            if not name.startswith("_") and isinstance(member, property | FunctionType):
+                yield from _member(f"{kind.__name__}.{name}", member)
 
 
-def _object(name: str, thing: Any, heading: str) -> Iterator[str]:
-    if not callable(thing):
-        return
-    yield f"\n{heading} {name}\n"
-    text = inspect.getdoc(thing) or ""
-    if not inspect.isclass(thing):
-        yield f"```python\n{name.rpartition('.')[2]}{_signature(thing)}\n```\n"
-    yield _docstring(text)
-    if inspect.isclass(thing):
-        for member, value in vars(thing).items():
-            if not member.startswith("_") and inspect.isfunction(value):
-                yield from _object(f"{name}.{member}", value, heading + "#")
+def _member(name: str, member: Any) -> Iterator[str]:
+    yield f"\n{'##' if name.startswith('mnet_cli') else '###'} {name}\n"
+    if inspect.isfunction(member):
+        yield f"``` {{ .python }}\n{_signature(member)}\n```\n"
+    yield _docstring(inspect.getdoc(member) or "")
 
 
-def _signature(function: Callable[..., Any]) -> str:
-    signature = inspect.signature(function)
-    parameters = [p for p in signature.parameters.values() if p.name != "self"]
-    text = str(signature.replace(parameters=parameters))
-    return re.sub(r"\b(mnet_cli|collections|pathlib|typing)(\.\w+)*\.", "", text).replace("'", "")
+def _signature(function: FunctionType) -> str:
+    """The signature as it is written in the source, from the name to the type of the result."""
+    source = textwrap.dedent(inspect.getsource(function))
+    [definition] = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef)
+    first = definition.lineno, definition.body[0].lineno - 1
+    text = "\n".join(source.splitlines()[first[0] - 1 : first[1]])
+    return re.sub(r"\bself(,\s*)?", "", text, count=1).removeprefix("def ").rstrip(":")
 
 
 def _docstring(text: str) -> str:
