@@ -197,8 +197,8 @@ def names_page() -> Iterator[str]:
     yield "# Architectures and formats\n"
     yield "This is what mnet brings. [Other packages](../extending.md) can add more.\n"
     yield "## Architectures\n"
-    yield "`model.arch` in a recipe, and `mnet info NAME`. Weights are published for the widths in the"
-    yield "last column; `mnet info --weights` lists them.\n"
+    yield "`model.arch` in a recipe, and `mnet info NAME`. The last column has the widths for which"
+    yield "weights are published; `mnet info --weights` lists them.\n"
     yield "| name | network | paper | options | published widths |"
     yield "| --- | --- | --- | --- | --- |"
     for name in ARCHITECTURES.names():
@@ -208,7 +208,7 @@ def names_page() -> Iterator[str]:
         widths = ", ".join(f"{width:g}" for width in found.widths)
         yield f"| `{name}` | {found.title} | {paper} | {options} | {widths} |"
     yield "\n## Formats\n"
-    yield "`mnet export --format NAME`. [Export and runtimes](../export.md) says which one to choose.\n"
+    yield "`mnet export --format NAME`. [Export](../export.md) says which one to choose.\n"
     yield "| name | files | precisions | needs | images a call |"
     yield "| --- | --- | --- | --- | --- |"
     for name in FORMATS.names():
