@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,6 +58,13 @@ EXAMPLES = [
 ]
 
 
+OVERRIDES = [
+    example
+    for example in EXAMPLES
+    if "--set" in example.values[1] and "small_resnet" not in example.id  # it is not installed
+]
+
+
 def test_readme_is_short():
     assert len((HERE / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
@@ -70,19 +78,17 @@ def test_command_of_the_documentation_parses(path, words):
     command, name, rest = get_command(app), "mnet", list(words)
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name, command = f"{name} {rest[0]}", command.commands[rest.pop(0)]
-    if hasattr(command, "commands") and not rest:
-        return  # `mnet data`, the name of a group
+    if hasattr(command, "commands"):  # `mnet data`, or an option of mnet itself
+        assert set(rest) <= {name for option in command.params for name in option.opts} | {"--help"}
+        return
     context = typer.Context(command, info_name=name)
     if not rest and any(parameter.required for parameter in command.params):
         return  # `mnet predict`, the name of a command
-    try:
-        with context:
-            command.parse_args(context, rest)
-    except Exit as done:
-        assert done.exit_code == 0  # as after --version and --help
+    with suppress(Exit), context:  # --help exits
+        command.parse_args(context, rest)
 
 
-@pytest.mark.parametrize(("path", "words"), [e for e in EXAMPLES if "--set" in e.values[1]])
+@pytest.mark.parametrize(("path", "words"), OVERRIDES)
 def test_overrides_of_the_documentation_fit_the_recipe(path, words):
     settings = [value for flag, value in pairwise(words) if flag == "--set"]
     named = [word for word in words if word in {path.stem for path in shipped_recipes()}]
