@@ -132,8 +132,8 @@ def _keys(schema: Mapping[str, Any], section: str, definition: Mapping[str, Any]
         full = f"{section}.{key}".lstrip(".")
         default = "Required." if key in required else f"Default: `{_yaml(value['default'])}`."
         anchor = f'<span id="{full}"></span>' if section else ""
-        meaning = f"{_cell(value['description'])}<br>{_cell(_kind(schema, value))}. {default}"
-        yield f"| {anchor}`{full}` | {meaning[0].upper()}{meaning[1:]} |"
+        kind = _cell(_kind(schema, value))
+        yield f"| {anchor}`{full}` | {_cell(value['description'])}<br>Value: {kind}. {default} |"
 
 
 def _kind(schema: Mapping[str, Any], value: Mapping[str, Any]) -> str:
@@ -219,8 +219,9 @@ def names_page() -> Iterator[str]:
             needs += {"darwin": "; runs on macOS only"}.get(
                 form.runs_on, f"; runs on {form.runs_on}"
             )
-        batch = "fixed: 1, or `--batch N`" if form.static else "any number, or `--batch N`"
+        batch = "1" if form.static else "any number"
         yield f"| `{name}` | {files} | {', '.join(form.precisions)} | {needs} | {batch} |"
+    yield "\n`--batch N` fixes the images a call to N."
 
 
 def python_page() -> Iterator[str]:
