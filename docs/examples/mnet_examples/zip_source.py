@@ -9,6 +9,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from mnet_cli.data.image_files import Stamp
 from mnet_cli.data.paths import Names
 from mnet_cli.data.sources.base import ImageSource
 from mnet_cli.errors import DataError
@@ -59,7 +60,8 @@ class ZipSource(ImageSource):
         except (OSError, KeyError, BadZipFile) as error:
             raise DataError(self.where(index), f"cannot be read ({error})") from error
 
-    def stamp(self, index: int) -> tuple[int, int]:
-        """Size and time of the zip file: while they are the same, images are not checked again."""
+    def stamp(self, index: int) -> Stamp:
+        """While the zip file is the same, its images need not be checked again."""
         status = Path(self.root).stat()
-        return status.st_size, status.st_mtime_ns
+        name = f"{Path(self.root).resolve()}/{self.names[index]}"
+        return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns
