@@ -45,9 +45,10 @@ from mnet_cli.data.images import decode_image
 from mnet_cli.errors import MachineError, MnetError
 from mnet_cli.formats.checkpoint import build_from, load_checkpoint
 from mnet_cli.recipe import load_recipe
-from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
+from mnet_cli.training.prepare import prepare_data, prepare_job
+from mnet_cli.training.resume import resume_job
 from mnet_cli.training.summary import write_results
-from mnet_cli.training.trainer import fit
+from mnet_cli.training.trainer import Trainer
 
 RECIPE = """\
 schema: 1
@@ -82,7 +83,7 @@ def train(run: Path, recipe: Path) -> None:
     else:
         shutil.rmtree(run, ignore_errors=True)
         job = prepare_job(resolved, data, device, run)
-    write_results(job, fit(job))
+    write_results(job, Trainer(job).fit())
 
 
 def in_child(work: Callable[[], object]) -> int:

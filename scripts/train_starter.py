@@ -18,8 +18,9 @@ from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import parse_recipe
 from mnet_cli.system.tensorfile import write_tensors
-from mnet_cli.training.setup import prepare_data, prepare_job
-from mnet_cli.training.trainer import fit
+from mnet_cli.training.events import EpochEnded, Event
+from mnet_cli.training.prepare import prepare_data, prepare_job
+from mnet_cli.training.trainer import Trainer
 
 RECIPE = """\
 schema: 1
@@ -44,7 +45,12 @@ def main(work: Path) -> None:
         )
     recipe = parse_recipe(RECIPE.replace("FOLDER", str(pictures)), "starter")
     job = prepare_job(recipe, prepare_data(recipe), torch.device("cpu"), work / "run")
-    fit(job, on_epoch=lambda row: console.note(f"epoch {row['epoch']}: top-1 {row['top1']:.3f}"))
+
+    def show(event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            console.note(f"epoch {event.row['epoch']}: top-1 {event.row['top1']:.3f}")
+
+    Trainer(job, [show]).fit()
     trained = load_checkpoint(job.run)
     backbone = {
         name: tensor.half()

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from mnet_cli.errors import MachineError
-from mnet_cli.report.tensorboard import epoch_writer
+from mnet_cli.report.tensorboard import EpochWriter
+from mnet_cli.training.events import EpochEnded
+from mnet_cli.training.state import TrainState
 
 
 def scalars(folder):
@@ -19,9 +21,9 @@ def scalars(folder):
 
 
 def test_two_epochs_read_back_while_the_writer_is_open(tmp_path):
-    write_epoch = epoch_writer(tmp_path / "events")
-    write_epoch({"epoch": 1, "train_loss": 1.5, "top1": 0.25})
-    write_epoch({"epoch": 2, "train_loss": math.nan, "top1": 0.5})
+    write_epoch = EpochWriter(tmp_path / "events")
+    write_epoch(EpochEnded({"epoch": 1, "train_loss": 1.5, "top1": 0.25}, TrainState()))
+    write_epoch(EpochEnded({"epoch": 2, "train_loss": math.nan, "top1": 0.5}, TrainState()))
     found = scalars(tmp_path / "events")
     assert found["top1"] == [(1, 0.25), (2, 0.5)]
     assert found["train_loss"][0] == (1, 1.5)
@@ -34,7 +36,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(MachineError, match=r'pip install "mnet-cli\[tensorboard\]"') as caught:
-        epoch_writer(tmp_path)
+        EpochWriter(tmp_path)
     assert caught.value.exit_code == 5
     assert not list(tmp_path.iterdir())
 
@@ -42,4 +44,4 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_a_machine_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(MachineError, match="cannot be written"):
-        epoch_writer(tmp_path / "file" / "events")
+        EpochWriter(tmp_path / "file" / "events")

@@ -2,21 +2,22 @@ import importlib.util
 import os
 import re
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mnet_cli.cli import console, run
-from mnet_cli.system import signals as interrupts
+from mnet_cli.system import signals
 from mnet_cli.system.signals import (
     STOP_SIGNALS,
+    DeferredSignals,
     StopSignal,
-    held,
     raise_on_signals,
     raise_stop_signal,
 )
 
-PACKAGE = Path(interrupts.__file__).parent
+PACKAGE = Path(signals.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +30,16 @@ def own_handlers(monkeypatch):
         signal.signal(number, handler)
 
 
+@contextmanager
+def deferred():
+    """A block whose signals wait, and handlers as they were before afterwards."""
+    with DeferredSignals() as signals, signals.defer():
+        yield
+
+
 def test_a_block_is_done_before_the_signal_is_raised():
     done = []
-    with pytest.raises(StopSignal), held():
+    with pytest.raises(StopSignal), deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("the rest")
     assert done == ["the rest"]
@@ -41,7 +49,7 @@ def test_a_block_is_done_before_the_signal_is_raised():
 
 def test_a_second_signal_does_not_wait():
     done = []
-    with pytest.raises(StopSignal), held():
+    with pytest.raises(StopSignal), deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("the rest")
@@ -51,7 +59,7 @@ def test_a_second_signal_does_not_wait():
 def test_a_second_hangup_waits_and_is_then_ignored():
     signal.signal(signal.SIGHUP, raise_stop_signal)
     done = []
-    with pytest.raises(StopSignal), held():
+    with pytest.raises(StopSignal), deferred():
         signal.raise_signal(signal.SIGHUP)  # of the terminal that goes away
         signal.raise_signal(signal.SIGHUP)  # of the shell that ran there
         done.append("the rest")
@@ -59,9 +67,9 @@ def test_a_second_hangup_waits_and_is_then_ignored():
     assert done == ["the rest"]
 
 
-def test_an_interrupt_is_held_too():
+def test_an_interrupt_is_deferred_too():
     done = []
-    with pytest.raises(KeyboardInterrupt), held():
+    with pytest.raises(KeyboardInterrupt), deferred():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("the rest")
     assert done == ["the rest"]
@@ -69,7 +77,7 @@ def test_an_interrupt_is_held_too():
 
 def test_errors_in_the_block_leave_the_handlers_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="wrong"), held():
+    with pytest.raises(ValueError, match="wrong"), deferred():
         raise ValueError("wrong")
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -97,7 +105,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     raise_on_signals()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    with held():
+    with deferred():
         signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGTERM) is raise_stop_signal
 
@@ -105,12 +113,12 @@ def test_a_signal_that_the_caller_ignores_stays_ignored():
 def test_signals_that_windows_lacks_are_not_needed(monkeypatch):
     for name in ("SIGHUP", "SIGCHLD"):
         monkeypatch.delattr(signal, name)
-    spec = importlib.util.spec_from_file_location("interrupts_on_windows", interrupts.__file__)
+    spec = importlib.util.spec_from_file_location("interrupts_on_windows", signals.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.STOP_SIGNALS == module.DEFERRED == [signal.SIGTERM, signal.SIGINT]
     module.raise_on_signals()
-    with pytest.raises(module.StopSignal), module.held():
+    with pytest.raises(module.StopSignal), module.DeferredSignals() as late, late.defer():
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -121,3 +129,25 @@ def test_no_module_names_a_signal_that_windows_lacks():
         for name in re.findall(r"signal\.(SIG[A-Z]+\d?)\b", path.read_text(encoding="utf-8"))
     }
     assert {name for _, name in named} <= {"SIGINT", "SIGTERM"}, named
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="a signal of POSIX")
+def test_a_handler_that_torch_installs_later_is_deferred_and_stays():
+    seen = []
+
+    def of_torch(number, frame):
+        seen.append(number)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with DeferredSignals() as deferred:
+            signal.signal(signal.SIGCHLD, of_torch)
+            with deferred.defer():
+                signal.raise_signal(signal.SIGCHLD)
+                assert not seen
+            assert seen == [signal.SIGCHLD]
+            signal.raise_signal(signal.SIGCHLD)
+            assert len(seen) == 2
+        assert signal.getsignal(signal.SIGCHLD) is of_torch
+    finally:
+        signal.signal(signal.SIGCHLD, before)

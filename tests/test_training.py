@@ -18,6 +18,7 @@ from mnet_cli.models.freeze import freeze
 from mnet_cli.recipe import load_recipe
 from mnet_cli.system import machine
 from mnet_cli.system.tensorfile import read_tensors
+from mnet_cli.training import events
 from mnet_cli.training.batches import auto_views, choose_views
 from mnet_cli.training.optimization import (
     build_ema,
@@ -25,12 +26,24 @@ from mnet_cli.training.optimization import (
     build_scaler,
     build_scheduler,
 )
-from mnet_cli.training.setup import prepare_data, prepare_job
+from mnet_cli.training.prepare import prepare_data, prepare_job
 from mnet_cli.training.summary import write_results
-from mnet_cli.training.trainer import fit
+from mnet_cli.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STARTER = ("model.weights=starter", "model.freeze=features", "data.image_size=64", "train.lr=5e-2")
+
+
+def fit(job, *, on_phase=None, on_epoch=None):
+    """Train, with functions that are called when a phase starts and after each epoch."""
+
+    def watch(event):
+        if on_phase and isinstance(event, events.PhaseStarted):
+            on_phase(event.source)
+        if on_epoch and isinstance(event, events.EpochEnded):
+            on_epoch(event.row)
+
+    return Trainer(job, [watch]).fit()
 
 
 @pytest.fixture(autouse=True)

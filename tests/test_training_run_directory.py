@@ -14,7 +14,7 @@ from mnet_cli.training.run_directory import (
     create_run,
     follow_latest,
     latest_run,
-    own_run,
+    lock_run,
     point_latest,
 )
 
@@ -126,12 +126,12 @@ def test_where_neither_link_nor_file_can_be_made_training_is_told_so(tmp_path):
 
 def test_a_run_has_one_owner_that_others_can_read(tmp_path):
     run = claim_run(tmp_path / "run")
-    lock = own_run(run)
+    lock = lock_run(run)
     assert (run / ".lock").read_text() == ""
     with pytest.raises(MachineError, match=f"in use by pid {os.getpid()} on host "):
-        own_run(run)
+        lock_run(run)
     lock.release()
-    own_run(run).release()
+    lock_run(run).release()
 
 
 def test_a_run_whose_lock_nobody_else_can_open_is_owned_and_says_by_whom(tmp_path, monkeypatch):
@@ -144,29 +144,29 @@ def test_a_run_whose_lock_nobody_else_can_open_is_owned_and_says_by_whom(tmp_pat
         return opened(file, *arguments, **options)
 
     monkeypatch.setattr(io, "open", refuse_lock)
-    lock = own_run(run)
+    lock = lock_run(run)
     with pytest.raises(MachineError, match="in use by pid"):
-        own_run(run)
+        lock_run(run)
     lock.release()
 
 
 def test_an_owner_that_cannot_be_read_is_another_process(tmp_path):
     run = claim_run(tmp_path / "run")
-    lock = own_run(run)
+    lock = lock_run(run)
     (run / ".owner").unlink()
     with pytest.raises(MachineError, match="in use by another process"):
-        own_run(run)
+        lock_run(run)
     lock.release()
 
 
 def test_a_run_of_an_earlier_version_with_its_owner_in_the_lock_is_owned(tmp_path):
     (tmp_path / ".lock").write_text("pid 1 on host elsewhere")
-    own_run(tmp_path).release()
+    lock_run(tmp_path).release()
     assert f"pid {os.getpid()} on host" in (tmp_path / ".owner").read_text()
 
 
 def test_a_folder_where_only_lock_and_owner_are_left_is_empty(tmp_path):
-    own_run(claim_run(tmp_path / "run")).release()
+    lock_run(claim_run(tmp_path / "run")).release()
     assert claim_run(tmp_path / "run").is_dir()
 
 
@@ -179,8 +179,8 @@ def test_a_disk_that_is_full_when_a_run_is_owned_leaves_it_free(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(MachineError, match="No space left"):
-            own_run(run)
-    own_run(run).release()
+            lock_run(run)
+    lock_run(run).release()
 
 
 def test_no_run_is_an_error_that_says_what_to_do(tmp_path):

@@ -22,11 +22,12 @@ from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.recipe import load_recipe
 from mnet_cli.system.atomic import write_csv
 from mnet_cli.system.tensorfile import read_tensors, write_tensors
-from mnet_cli.training import batches as supply
-from mnet_cli.training import trainer as loop
-from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
-from mnet_cli.training.state import restore_fit
-from mnet_cli.training.trainer import fit
+from mnet_cli.training import batches, events
+from mnet_cli.training.batches import LiveBatches
+from mnet_cli.training.prepare import prepare_data, prepare_job
+from mnet_cli.training.resume import resume_job
+from mnet_cli.training.state import restore_state
+from mnet_cli.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +44,18 @@ train:
   - {epochs: 2, freeze: "features[:14]", lr: 1.0e-3}
 """
 TIMES = ("seconds", "images_per_second", "fresh")  # what the cache had depends on earlier runs
+
+
+def fit(job, *, on_batch=None, on_epoch=None):
+    """Train, with functions that are called after each batch and each epoch."""
+
+    def watch(event):
+        if on_batch and isinstance(event, events.BatchTrained):
+            on_batch(event.done, event.total)
+        if on_epoch and isinstance(event, events.EpochEnded):
+            on_epoch(event.row)
+
+    return Trainer(job, [watch]).fit()
 
 
 @pytest.fixture(autouse=True)
@@ -141,21 +154,26 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(setting, tiny_recipe, 
         assert result.best_epoch == whole.best_epoch
 
 
-@pytest.mark.parametrize("first", ["_from_workers", "_from_images"])
+@pytest.mark.parametrize("first", [True, False])
 def test_an_average_goes_on_where_it_covers_another_part_of_the_network(
     first, tiny_recipe, tmp_path, monkeypatch
 ):
     """On a CPU it covers what lies above the frozen boundary, elsewhere the whole network."""
     overrides = ("model.freeze=features[:14]", "data.cached_views=0", "train.ema=0.9")
-    [other] = {"_from_workers", "_from_images"} - {first}
-    with monkeypatch.context() as patch:
-        patch.setattr(supply, other, getattr(supply, first))
-        job = begin(tiny_recipe, overrides, tmp_path / "run")
-        with pytest.raises(KeyboardInterrupt):
-            fit(job, on_batch=stopped_after(STEPS))
-        job.lock.release()
+
+    def with_frozen_part(frozen):
+        def live(*arguments, **options):
+            return LiveBatches(*arguments, **options | {"frozen": frozen})
+
+        return live
+
+    monkeypatch.setattr(batches, "LiveBatches", with_frozen_part(first))
+    job = begin(tiny_recipe, overrides, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(job, on_batch=stopped_after(STEPS))
+    job.lock.release()
     before = load_checkpoint(tmp_path / "run" / "last.pt").training["ema"]["state_dict"]
-    monkeypatch.setattr(supply, first, getattr(supply, other))
+    monkeypatch.setattr(batches, "LiveBatches", with_frozen_part(not first))
     job = go_on(tiny_recipe, overrides, tmp_path / "run")
     result = fit(job)
     job.lock.release()
@@ -176,7 +194,7 @@ def test_an_average_of_another_network_is_refused(tiny_recipe, tmp_path):
     content = read_tensors(last)
     del content["ema"]["state_dict"]["features.3.conv.0.0.weight"]
     write_tensors(last, content)
-    with pytest.raises(WeightsError, match="no state that training can go on from"):
+    with pytest.raises(WeightsError, match="holds no state that training can resume from"):
         fit(go_on(tiny_recipe, overrides, tmp_path / "run"))
 
 
@@ -255,7 +273,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny_recipe, tmp_
     fit(whole)
     begin(tiny_recipe, (), tmp_path / "run").lock.release()
     job = go_on(tiny_recipe, (), tmp_path / "run")
-    assert job.kept is None
+    assert job.resume_state is None
     fit(job)
     assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
 
@@ -265,7 +283,7 @@ def test_other_images_are_refused(draw_photos, tiny_recipe, tmp_path):
     overrides = (f"data.root={root}",)
     begin(tiny_recipe, overrides, tmp_path / "run").lock.release()
     next((root / "train").rglob("*.jpg")).unlink()
-    with pytest.raises(DataError, match="1 are gone"):
+    with pytest.raises(DataError, match="1 are missing"):
         go_on(tiny_recipe, overrides, tmp_path / "run")
 
 
@@ -290,7 +308,7 @@ def test_the_images_of_a_run_are_compared_in_little_memory_and_counted(tiny_reci
     recipe = load_recipe(tiny_recipe)
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="2 images are new or changed, 5 are gone"):
+        with pytest.raises(DataError, match="2 images are new or changed and 5 are missing"):
             resume_job(recipe, data, CPU, tmp_path / "run")
         assert tracemalloc.get_traced_memory()[1] < 250 * count
     finally:
@@ -301,7 +319,7 @@ def test_the_images_of_a_run_are_compared_in_little_memory_and_counted(tiny_reci
 def test_a_manifest_that_is_none_is_refused(content, tiny_recipe, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.csv").write_text(content, encoding="latin-1")
-    with pytest.raises(DataError, match="no manifest of a run"):
+    with pytest.raises(DataError, match=r"not the split\.csv of a run"):
         resume_job(load_recipe(tiny_recipe), many_images(3), CPU, tmp_path / "run")
 
 
@@ -346,7 +364,7 @@ def test_a_state_that_keeps_too_little_is_refused(tiny_recipe, tmp_path):
     content["history"] = {}
     torch.save(content, tmp_path / "run" / "last.pt")
     job = go_on(tiny_recipe, (), tmp_path / "run")
-    with pytest.raises(WeightsError, match="no state that training can go on from"):
+    with pytest.raises(WeightsError, match="holds no state that training can resume from"):
         fit(job)
     job.lock.release()
     shutil.copy(tmp_path / "run" / "best.pt", tmp_path / "run" / "last.pt")
@@ -371,7 +389,7 @@ def test_a_state_of_format_1_with_all_logits_goes_on(photos, tmp_path):
     before = load_checkpoint(run / "last.pt")
     assert "best_logits" in before.training["history"]
     job = go_on(run / "recipe.yaml", (f"data.root={photos}",), run)
-    best = restore_fit(job, job.kept).best
+    best = restore_state(job).best
     assert {"epoch": 1, **best.figures()} == pytest.approx(before.metrics, abs=1e-12)
     result = fit(job)
     assert len(result.rows) == 2
@@ -399,7 +417,7 @@ def test_a_state_whose_scores_do_not_fit_is_refused(tiny_recipe, tmp_path):
         content["history"]["best"] = good | damage
         torch.save(content, run / "last.pt")
         job = go_on(tiny_recipe, settings, run)
-        with pytest.raises(WeightsError, match="no state that training can go on from"):
+        with pytest.raises(WeightsError, match="holds no state that training can resume from"):
             fit(job)
         job.lock.release()
 
@@ -409,19 +427,19 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_state_before_it(
 ):
     whole = begin(tiny_recipe, (), tmp_path / "whole")
     fit(whole)
-    real, calls = loop.take_step, iter(range(1, 100))
+    real, calls = Trainer.step, iter(range(1, 100))
 
     def torn(*arguments):
         real(*arguments)
         if next(calls) == STEPS + 2:
             raise KeyboardInterrupt  # as the second of two signals does
 
-    monkeypatch.setattr(loop, "take_step", torn)
+    monkeypatch.setattr(Trainer, "step", torn)
     job = begin(tiny_recipe, (), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         fit(job)
     job.lock.release()
-    monkeypatch.setattr(loop, "take_step", real)
+    monkeypatch.setattr(Trainer, "step", real)
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == STEPS
     fit(go_on(tiny_recipe, (), tmp_path / "run"))
     assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
@@ -430,12 +448,12 @@ def test_a_signal_in_the_middle_of_a_step_keeps_the_state_before_it(
 def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_path, monkeypatch):
     settings = ("train.save_minutes=0.0001",)
     job = begin(tiny_recipe, settings, tmp_path / "run")
-    real, calls = loop.take_step, iter(range(1, 100))
+    real, calls = Trainer.step, iter(range(1, 100))
 
-    def diverging(job, learner, inputs, *others):
-        real(job, learner, inputs * float("nan") if next(calls) == 3 else inputs, *others)
+    def diverging(trainer, inputs, labels):
+        real(trainer, inputs * float("nan") if next(calls) == 3 else inputs, labels)
 
-    monkeypatch.setattr(loop, "take_step", diverging)
+    monkeypatch.setattr(Trainer, "step", diverging)
     with pytest.raises(RefusedError, match="step 3"):
         fit(job, on_batch=lambda done, total: time.sleep(0.01))
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 2
@@ -444,12 +462,12 @@ def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_pa
 def test_a_loss_that_is_no_number_in_the_first_epoch_claims_no_checkpoint(
     tiny_recipe, tmp_path, monkeypatch, capsys
 ):
-    real, calls = loop.take_step, iter(range(1, 100))
+    real, calls = Trainer.step, iter(range(1, 100))
 
-    def diverging(job, learner, inputs, *others):
-        real(job, learner, inputs * float("nan") if next(calls) == 3 else inputs, *others)
+    def diverging(trainer, inputs, labels):
+        real(trainer, inputs * float("nan") if next(calls) == 3 else inputs, labels)
 
-    monkeypatch.setattr(loop, "take_step", diverging)
+    monkeypatch.setattr(Trainer, "step", diverging)
     out = tmp_path / "run"
     assert mnet(["train", "-r", str(tiny_recipe), "--out", str(out)]) == 6
     said = capsys.readouterr().err.splitlines()[-1]
@@ -462,15 +480,15 @@ def test_a_loss_that_is_no_number_in_the_first_epoch_claims_no_checkpoint(
 def test_weights_that_the_last_step_of_an_epoch_has_spoilt_do_not_replace_good_ones(
     tiny_recipe, tmp_path, monkeypatch
 ):
-    real, calls = loop.take_step, iter(range(1, 100))
+    real, calls = Trainer.step, iter(range(1, 100))
 
-    def spoiling(job, learner, *others):
-        real(job, learner, *others)
+    def spoiling(trainer, *batch):
+        real(trainer, *batch)
         if next(calls) == 2 * STEPS:
             with torch.no_grad():
-                learner.module.classifier[1].bias.fill_(float("nan"))
+                trainer.optimization.module.classifier[1].bias.fill_(float("nan"))
 
-    monkeypatch.setattr(loop, "take_step", spoiling)
+    monkeypatch.setattr(Trainer, "step", spoiling)
     out = tmp_path / "run"
     assert mnet(["train", "-r", str(tiny_recipe), "--out", str(out)]) == 6
     last = load_checkpoint(out / "last.pt")
@@ -479,13 +497,13 @@ def test_weights_that_the_last_step_of_an_epoch_has_spoilt_do_not_replace_good_o
 
 
 def test_the_figures_of_a_resumed_epoch_are_of_the_whole_epoch(tiny_recipe, tmp_path, monkeypatch):
-    real, pause = loop.take_step, 0.05
+    real, pause = Trainer.step, 0.05
 
     def slow(*arguments):
         time.sleep(pause)
         real(*arguments)
 
-    monkeypatch.setattr(loop, "take_step", slow)
+    monkeypatch.setattr(Trainer, "step", slow)
     job = begin(tiny_recipe, ("train.epochs=1",), tmp_path / "run")
     for steps in (3, 1):
         with pytest.raises(KeyboardInterrupt):
@@ -516,7 +534,7 @@ def test_too_little_memory_names_the_batch(error, tiny_recipe, tmp_path, monkeyp
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(loop, "take_step", fails)
+    monkeypatch.setattr(Trainer, "step", fails)
     with pytest.raises(MachineError, match=r"batches of 5 images.*data\.batch_size=2"):
         fit(begin(tiny_recipe, (), tmp_path / "run"))
 

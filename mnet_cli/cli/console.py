@@ -15,6 +15,7 @@ from mnet_cli.system.text import printable, readable
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from tqdm import tqdm
 
 NOTES = 10  # lines of one kind
 UNLIMITED = 1_000_000  # columns, to find out how wide a table is
@@ -173,42 +174,66 @@ def _width(drawn: "Table") -> int:
     return Console(width=UNLIMITED).measure(drawn).maximum
 
 
-@contextmanager
-def bar(title: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr; yields `on_progress(done, total)`.
+def has_bars() -> bool:
+    """Whether progress bars are shown: on a terminal, without NO_COLOR and `--quiet`."""
+    return not settings.quiet and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+class Bar:
+    """A progress bar on stderr.
 
     It appears with the first step, goes with the last, and comes back for another round.
-    There is none where stderr is no terminal, with NO_COLOR, or with `--quiet`.
+
+    Args:
+        title: What is done.
+        unit: What is counted; `B` for bytes.
     """
-    if settings.quiet or not sys.stderr.isatty() or "NO_COLOR" in os.environ:
-        yield lambda done, total: None
-        return
-    from tqdm import tqdm
 
-    drawn: tqdm[Any] | None = None
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self._drawn: tqdm[Any] | None = None
 
-    def advance(done: int, total: int) -> None:
-        nonlocal drawn
-        if drawn is None:
-            scale = unit == "B"
-            drawn = tqdm(
-                desc=title,
-                unit=unit,
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is on the screen."""
+        return self._drawn is not None
+
+    def __call__(self, done: int, total: int, text: str | None = None) -> None:
+        """Show that `done` of `total` steps are done; `text` stays until there is another."""
+        if not has_bars():
+            return
+        if self._drawn is None:
+            from tqdm import tqdm
+
+            self._drawn = tqdm(
+                desc=self.title,
+                unit=self.unit,
                 total=total,
-                unit_scale=scale,
+                unit_scale=self.unit == "B",
                 leave=False,
                 dynamic_ncols=True,
             )
-        drawn.update(done - drawn.n)
+        if text is not None:
+            self._drawn.set_postfix_str(text, refresh=False)
+        self._drawn.update(done - self._drawn.n)
         if done >= total:
-            drawn.close()
-            drawn = None
+            self.close()
 
+    def close(self) -> None:
+        """Take it off the screen."""
+        if self._drawn is not None:
+            self._drawn.close()
+            self._drawn = None
+
+
+@contextmanager
+def bar(title: str, unit: str = "image") -> Iterator[Bar]:
+    """Show a progress bar while the block runs."""
+    shown = Bar(title, unit)
     try:
-        yield advance
+        yield shown
     finally:
-        if drawn is not None:
-            drawn.close()
+        shown.close()
 
 
 def _above_bars() -> AbstractContextManager[None]:

@@ -3,8 +3,9 @@
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import LoadReport
     from mnet_cli.recipe import Recipe
-    from mnet_cli.training.batches import CacheUse, Supply
-    from mnet_cli.training.setup import Job
-    from mnet_cli.training.state import Fit
+    from mnet_cli.training.batches import BatchSource, CacheUse
+    from mnet_cli.training.events import BatchTrained, Column, Event, Row
+    from mnet_cli.training.job import Job
+    from mnet_cli.training.state import TrainState
 
-HEADER = "  epoch  train loss  val loss   top-1  macro-F1  images/s        lr  seconds"
+LOSS_PERIOD = 0.5  # seconds between two losses on the bar
 
 
 def train(
@@ -64,14 +66,14 @@ def train(
         raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
 
     from mnet_cli.models.device import choose_device
-    from mnet_cli.models.freeze import stage_table
-    from mnet_cli.training.setup import prepare_data, prepare_job, resume_job
+    from mnet_cli.training.prepare import prepare_data, prepare_job
+    from mnet_cli.training.resume import resume_job
     from mnet_cli.training.summary import summarize, write_results
-    from mnet_cli.training.trainer import fit
+    from mnet_cli.training.trainer import Trainer
 
     chosen = choose_device(device)
     if resolved.output.tensorboard:
-        from mnet_cli.report.tensorboard import epoch_writer, require_tensorboard
+        from mnet_cli.report.tensorboard import EpochWriter, require_tensorboard
 
         require_tensorboard()  # before anything is made
     with console.bar("checking images") as on_progress:
@@ -89,47 +91,85 @@ def train(
             job = resume_job(resolved, data, chosen, resume, on_progress)
         else:
             job = prepare_job(resolved, data, chosen, out, on_progress)
-    if job.kept:
-        console.note(f"resumed: {job.run} at step {job.kept.training['step']:,}")
+    if job.resume_state:
+        console.note(f"resumed: {job.run} at step {job.resume_state.training['step']:,}")
     else:
-        _show_account(job.account)
+        _show_weights(job.weights)
     if job.note:
         console.note(f"note: {job.note}")
 
-    def on_phase(supply: "Supply") -> None:
-        _show_stages(stage_table(job.model))
-        if supply.note:
-            console.note(f"note: {supply.note}")
-        if supply.cache:
-            console.note(_cache_line(supply.cache))
-        console.note(HEADER)
-
-    total = sum(phase.epochs for phase in resolved.phases)
-    watchers: list[Callable[[Mapping[str, float]], None]] = [
-        lambda row: console.note(_epoch_line(row, total))
-    ]
+    console.note(_machine_line(job))
+    subscribers: list[Callable[[Event], None]] = []
     if resolved.output.tensorboard:
-        watchers.append(epoch_writer(job.run / "tensorboard"))
-
-    def on_epoch(row: Mapping[str, float]) -> None:
-        for watch in watchers:
-            watch(row)
-
+        subscribers.append(EpochWriter(job.run / "tensorboard"))
     with _saying_how_to_resume(job.run):
-        with (
-            console.bar("features") as on_features,
-            console.bar("training", unit="batch") as on_batch,
-        ):
-            result = fit(
-                job,
-                on_features=on_features,
-                on_phase=on_phase,
-                on_batch=on_batch,
-                on_epoch=on_epoch,
-            )
-        _write_report(job, result, summarize(job, result))
-        summary = write_results(job, result)  # last: with it the run is complete
+        with EpochConsole(job) as epoch_console:
+            state = Trainer(job, [epoch_console, *subscribers]).fit()
+        _write_report(job, state, summarize(job, state))
+        summary = write_results(job, state)  # last: with it the run is complete
     console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+class EpochConsole:
+    """Shows a training run on stderr: a line an epoch, and bars for what takes longer.
+
+    Args:
+        job: The run.
+    """
+
+    def __init__(self, job: "Job") -> None:
+        self.job = job
+        self.epochs = sum(phase.epochs for phase in job.recipe.phases)
+        self._bars = ExitStack()
+        self._shown = self._scored = 0.0  # when a loss was shown, and when scoring began
+
+    def __enter__(self) -> "EpochConsole":
+        self.features = self._bars.enter_context(console.bar("features"))
+        self.batches = self._bars.enter_context(console.bar("training", unit="batch"))
+        self.images = self._bars.enter_context(console.bar("validation"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.close()
+
+    def __call__(self, event: "Event") -> None:
+        """Show an event of the trainer."""
+        from mnet_cli.training import events
+
+        match event:
+            case events.FeaturesComputed():
+                self.features(event.done, event.total)
+            case events.PhaseStarted():
+                self._start_phase(event.source)
+            case events.BatchTrained():
+                self._show_batch(event)
+            case events.ImagesScored():
+                self._show_scored(event.done, event.total)
+            case events.EpochEnded():
+                console.note(_epoch_line(event.row, self.epochs))
+
+    def _start_phase(self, source: "BatchSource") -> None:
+        from mnet_cli.models.freeze import stage_table
+
+        _show_stages(stage_table(self.job.model))
+        if source.note:
+            console.note(f"note: {source.note}")
+        if source.cache:
+            console.note(_cache_line(source.cache))
+        console.note(_header(self.epochs))
+
+    def _show_batch(self, event: "BatchTrained") -> None:
+        now, text = time.monotonic(), None
+        # The loss is read at most twice a second: that waits for the device.
+        if console.has_bars() and now - self._shown >= LOSS_PERIOD:
+            loss = event.progress.running_loss()
+            self._shown, text = now, f"epoch {event.epoch}/{self.epochs}, loss {loss:.4f}"
+        self.batches(event.done, event.total, text)
+        self._scored = now
+
+    def _show_scored(self, done: int, total: int) -> None:
+        if time.monotonic() - self._scored >= 1 or self.images.is_shown:
+            self.images(done, total)
 
 
 def _refuse_launcher() -> None:
@@ -177,7 +217,7 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     if not recipe and not overrides:
         return load_resolved(file)
 
-    from mnet_cli.training.setup import recipe_differences
+    from mnet_cli.training.resume import recipe_differences
 
     wanted = load_recipe(recipe or file, overrides)
     differences = recipe_differences(plain_values(load_resolved(file)), plain_values(wanted))
@@ -203,14 +243,22 @@ def _data_of(run: Path, recipe: "Recipe") -> Path:
     return find_data(run, root, "--set data.root=DIR")
 
 
-def _show_account(account: "LoadReport | None") -> None:
-    if account is None:
-        console.note("weights: none, a random start")
+def _machine_line(job: "Job") -> str:
+    """What a run computes with."""
+    import torch
+
+    workers = f"{job.workers} workers" if job.workers else "no workers"
+    return f"device: {job.device}, {torch.get_num_threads()} threads, {workers} for images"
+
+
+def _show_weights(weights: "LoadReport | None") -> None:
+    if weights is None:
+        console.note("weights: none, random initialization")
         return
     console.note(
-        f"weights: {account.origin}: {len(account.loaded)} tensors loaded, "
-        f"{len(account.replaced)} replaced by a new head, {len(account.missing)} missing, "
-        f"{len(account.unexpected)} unexpected"
+        f"weights: {weights.origin}: {len(weights.loaded)} tensors loaded, "
+        f"{len(weights.replaced)} replaced by a new head, {len(weights.missing)} missing, "
+        f"{len(weights.unexpected)} unexpected"
     )
 
 
@@ -240,30 +288,44 @@ def _cache_line(cache: "CacheUse") -> str:
     )
 
 
-def _epoch_line(row: Mapping[str, float], total: int) -> str:
-    return (
-        f"{row['epoch']:>3}/{total:<3}  {row['train_loss']:10.4f}  {row['val_loss']:8.4f}  "
-        f"{console.percent(row['top1']):>6}  {console.percent(row['macro_f1']):>8}  "
-        f"{row['images_per_second']:8.0f}  {row['lr']:8.2g}  {row['seconds']:7.1f}"
-    )
+def _header(epochs: int) -> str:
+    """The titles of the columns of `_epoch_line`."""
+    from mnet_cli.training.events import COLUMNS
+
+    first, *others = COLUMNS
+    titles = (f"{column.title:>{_width(column)}}" for column in others)
+    return "  ".join((f"{first.title:>{2 * len(str(epochs)) + 1}}", *titles))
 
 
-def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None:
+def _epoch_line(row: "Row", epochs: int) -> str:
+    from mnet_cli.training.events import COLUMNS
+
+    digits = len(str(epochs))
+    number = f"{row['epoch']:>{digits}}/{epochs}".rjust(len(COLUMNS[0].title))
+    values = (f"{c.form.format(row[c.name]):>{_width(c)}}" for c in COLUMNS[1:])
+    return "  ".join((number, *values))
+
+
+def _width(column: "Column") -> int:
+    return max(7, len(column.title))
+
+
+def _write_report(job: "Job", state: "TrainState", summary: Mapping[str, Any]) -> None:
     from mnet_cli.recipe import dump_recipe
     from mnet_cli.report.html import WrongImage, write_report
 
-    best, model = result.best, job.recipe.model
+    best, model = state.best, job.recipe.model
     assert best is not None, "a recipe has at least one epoch"
     write_report(
         job.run / "report.html",
         title=f"{job.run.name}: {model.arch}, width_mult {model.width_mult:g}",
         facts=[
             ("data", f"{Path(job.recipe.data.root)} ({console.counts(summary['images'])})"),
-            ("weights", job.account.origin if job.account else "none"),
+            ("weights", job.weights.origin if job.weights else "none"),
             ("preprocessing", str(job.preprocess)),
             ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),
         ],
-        epochs=result.rows,
+        epochs=state.rows,
         evaluation=best,
         wrong=[
             WrongImage(
@@ -276,7 +338,7 @@ def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None
             for row in best.wrong()
         ],
         next_commands=[f"mnet eval --checkpoint {job.run}"],
-        best_epoch=result.best_epoch,
+        best_epoch=state.best_epoch,
         recipe=dump_recipe(job.recipe),
         environment=[("device", summary["device"]), *summary["versions"].items()],
     )

@@ -1,11 +1,12 @@
 """Epoch rows as TensorBoard scalars."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnet_cli.errors import MachineError
+from mnet_cli.training.events import EpochEnded, Event
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,32 +30,36 @@ def require_tensorboard() -> "type[SummaryWriter]":
     return SummaryWriter
 
 
-def epoch_writer(folder: Path) -> Callable[[Mapping[str, float]], None]:
-    """Open an event file in `folder` and return a function that adds an epoch row to it.
+class EpochWriter:
+    """Writes the rows of epochs into an event file of TensorBoard.
 
-    Each value but `epoch` becomes a scalar of its own name at that epoch; a row can be seen
-    in TensorBoard once the function returns. An event file is a log that grows under its
-    own name, so it is not renamed into place; a reader leaves out a broken last record.
+    Each value but `epoch` becomes a scalar of its own name at that epoch, which can be seen in
+    TensorBoard at once. An event file is a log that grows under its own name, so it is not
+    renamed into place; a reader leaves out a broken last record.
 
     Args:
         folder: Where the event file goes; made if it does not exist.
 
     Raises:
         MachineError: The tensorboard package is missing, or `folder` cannot be written;
-            the returned function raises it too.
+            calls raise it too.
     """
-    writer_class = require_tensorboard()
-    with _writing(folder):
-        writer = writer_class(str(folder))
 
-    def write_epoch(row: Mapping[str, float]) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        writer_class = require_tensorboard()
         with _writing(folder):
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, int(row["epoch"]))
-            writer.flush()
+            self.writer = writer_class(str(folder))
 
-    return write_epoch
+    def __call__(self, event: Event) -> None:
+        """Add the row of an epoch that has ended."""
+        if not isinstance(event, EpochEnded):
+            return
+        with _writing(self.folder):
+            for name, value in event.row.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, int(event.row["epoch"]))
+            self.writer.flush()
 
 
 @contextmanager

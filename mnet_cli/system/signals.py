@@ -1,6 +1,7 @@
-"""Signals that stop a command: how they are raised, and how a block of code puts them off."""
+"""Signals that stop a command: how they are raised, and how a block of code defers them."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,10 +13,10 @@ def available(*names: str) -> list[int]:
     return [signal.Signals[name] for name in names if hasattr(signal, name)]
 
 
-URGENT = available("SIGTERM", "SIGINT")  # a second one is not put off
+URGENT = available("SIGTERM", "SIGINT")  # a second one does not wait
 STOP_SIGNALS = [*URGENT, *available("SIGHUP")]
-# SIGCHLD is among them because torch raises there when a loader's worker has died.
-DEFERRED = [*STOP_SIGNALS, *available("SIGCHLD")]
+LATE = available("SIGCHLD")  # torch raises there when a loader's worker has died, once it has some
+DEFERRED = [*STOP_SIGNALS, *LATE]
 
 
 class StopSignal(BaseException):
@@ -25,7 +26,7 @@ class StopSignal(BaseException):
         number: Of the signal.
 
     Attributes:
-        next_step: How to go on later, as a sentence without its full stop; may be empty.
+        next_step: How to resume later, as a sentence without its full stop; may be empty.
     """
 
     def __init__(self, number: int) -> None:
@@ -42,8 +43,8 @@ class StopSignal(BaseException):
 def raise_stop_signal(number: int, frame: FrameType | None) -> None:
     """A signal handler that raises `StopSignal`, and leaves SIGHUP ignored from then on.
 
-    A terminal that goes away sends it, and so does the shell that ran there: the second must
-    not disturb what the first has begun.
+    A terminal that is closed sends it, and so does the shell that ran there: the second must
+    not interrupt the work that the first one starts.
     """
     for hangup in available("SIGHUP"):
         signal.signal(hangup, signal.SIG_IGN)
@@ -67,41 +68,70 @@ def die_on_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-@contextmanager
-def held() -> Iterator[None]:
-    """Put off signals until the block is done, so that it is done whole or not at all.
+class DeferredSignals:
+    """Signals that wait while a step runs, so that it is done whole or not at all.
 
-    A second SIGTERM or SIGINT in the same block is not put off. Only the main thread can
-    hold signals; elsewhere none arrive, and this does nothing.
+    As a context manager it puts one handler in place of those that are installed. Outside of
+    `defer` that handler calls them at once; inside it sets a flag, and they are called at the
+    end. A second SIGTERM or SIGINT does not wait. Only the main thread receives signals; in
+    another one this does nothing.
     """
-    waiting: list[tuple[int, FrameType | None]] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        again = any(number == before for before, _ in waiting)
-        waiting.append((number, frame))
+    def __init__(self) -> None:
+        self._depth = 0
+        self._waiting: list[tuple[int, FrameType | None]] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "DeferredSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._take_over(number)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+
+    @contextmanager
+    def defer(self) -> Iterator[None]:
+        """Let signals wait until the block ends; an error in it drops them."""
+        for number in LATE:
+            handler = signal.getsignal(number)
+            if self._before and callable(handler) and handler != self._handle:
+                self._take_over(number)
+        self._depth += 1
+        try:
+            yield
+        except BaseException:
+            self._waiting.clear()
+            raise
+        finally:
+            self._depth -= 1
+        waiting = sorted(self._waiting, key=lambda one: DEFERRED.index(one[0]))
+        self._waiting = []
+        for number, frame in waiting:
+            self._pass_on(number, frame)
+
+    def _take_over(self, number: int) -> None:
+        handler = signal.getsignal(number)
+        if handler is not None:  # None was not set by Python
+            self._before[number] = handler
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._depth:
+            self._pass_on(number, frame)
+            return
+        again = any(number == before for before, _ in self._waiting)
+        self._waiting.append((number, frame))
         if again and number in URGENT:
-            _pass_on(before[number], number, frame)
+            self._pass_on(number, frame)
 
-    before: dict[int, Any] = {}
-    try:
-        for number in DEFERRED:
-            if signal.getsignal(number) is not None:  # None was not set by Python
-                before[number] = signal.signal(number, hold)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        handler = self._before[number]
+        if callable(handler):
+            handler(number, frame)
+        elif handler is signal.SIG_DFL and number in STOP_SIGNALS:
             signal.signal(number, handler)
-    for number, frame in sorted(waiting, key=lambda one: DEFERRED.index(one[0])):
-        _pass_on(before[number], number, frame)
-
-
-def _pass_on(handler: Any, number: int, frame: FrameType | None) -> None:
-    if callable(handler):
-        handler(number, frame)
-    elif handler is signal.SIG_DFL and number in STOP_SIGNALS:
-        signal.signal(number, handler)
-        signal.raise_signal(number)
+            signal.raise_signal(number)

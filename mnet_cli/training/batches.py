@@ -1,9 +1,10 @@
-"""What the learning part of a network learns from: images, or features at the frozen boundary."""
+"""Where a phase of training gets its batches: from images, or from cached features."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,17 +19,18 @@ from mnet_cli.inference.metrics import Predictions
 from mnet_cli.models.forward import Forward, compile_forward
 from mnet_cli.models.freeze import frozen_title, split_frozen
 from mnet_cli.system.machine import BATCH, cores
-from mnet_cli.training.setup import Job, Progress
+from mnet_cli.training.job import Job
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Progress = Callable[[int, int], None]
 
-# `cached_views: auto` where only the classifier learns: MOST_VIEWS views an image, and fewer where
-# that would be more than VIEWS_IN_ALL. A few hundred images gain more than a point of top-1 by four
+# `cached_views: auto` where only the classifier learns: MAX_VIEWS views an image, and fewer where
+# that would be more than TOTAL_VIEWS. A few hundred images gain more than a point of top-1 by four
 # views, some thousands hardly anything (scripts/bench_accuracy.py).
-VIEWS_IN_ALL, MOST_VIEWS = 20_000, 4
-# Where convolutions learn, they overfit to views that come again, so each epoch has a new one;
+TOTAL_VIEWS, MAX_VIEWS = 20_000, 4
+# Where convolutions learn, they overfit to views that are repeated, so each epoch has a new one;
 # beyond so many the cache would take more disk than it saves time.
-MOST_MAPS = 10
+MAX_MAPS = 10
 
 
 @dataclass(frozen=True)
@@ -50,55 +52,201 @@ class CacheUse:
     row_bytes: int
 
 
-@dataclass(frozen=True)
-class Supply:
+class BatchSource(Protocol):
     """Where one phase of training gets its batches and its scores.
 
     Attributes:
         module: What is trained: the network, or what lies above the frozen boundary.
-        batches: Gives an epoch's inputs of `module` (N, …) and labels (N,), from a batch on
-            that is counted from 0; to be called with each epoch of the phase in turn.
         steps: Batches of an epoch.
-        evaluate: Scores `module`, or a copy of it, on the validation images.
         cache: What came from the cache; None where it is not used.
-        note: Why it is not, where that is a surprise.
+        note: What is unusual about it; empty if nothing is.
     """
 
     module: nn.Module
-    batches: Callable[[int, int], Batches]
     steps: int
-    evaluate: Callable[[nn.Module], Evaluation]
-    cache: CacheUse | None = None
-    note: str = ""
+    cache: CacheUse | None
+    note: str
+
+    def batches(self, epoch: int, start: int) -> Batches:
+        """Give an epoch's inputs of `module` (N, …) and labels (N,).
+
+        Args:
+            epoch: Counted from 1; to be called with each epoch of the phase in turn.
+            start: The first batch that is wanted, counted from 0.
+        """
+
+    def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
+        """Score `module`, or a copy of it, on the validation images."""
 
 
-def build_supply(
-    job: Job,
-    batches: EpochBatches,
-    epochs: range,
-    position: tuple[int, int],
-    cached: int | None = None,
-    on_features: Progress | None = None,
-) -> Supply:
-    """Choose how a phase is supplied, now that its frozen part is frozen.
+class LiveBatches:
+    """Every epoch takes new views of the images.
 
     Args:
         job: The run.
-        batches: The keys of an epoch's batches.
+        order: The keys of an epoch's batches.
         epochs: The epochs of the phase, counted from 1.
-        position: The epoch that training starts in, and the batches of it that are done.
-        cached: Views of each image in the cache that the phase began with, 0 for none, with which
-            a resumed one must go on; None for a phase that begins.
+        start: The epoch that training starts in, and the batches of it that are done.
+        frozen: Take images through the frozen part in the worker processes, without gradients.
+        note: As in `BatchSource`.
+    """
+
+    cache: CacheUse | None = None
+
+    def __init__(
+        self,
+        job: Job,
+        order: EpochBatches,
+        epochs: range,
+        start: tuple[int, int],
+        *,
+        frozen: bool,
+        note: str = "",
+    ) -> None:
+        self.job, self.steps, self.note = job, len(order), note
+        front, rest = split_frozen(job.model)
+        self.module: nn.Module = rest if frozen else job.model
+        self.below: Forward | None = job.compile(front) if frozen else None
+        first, done = start
+        keys = chain.from_iterable(map(order.keys, range(first, epochs.stop)))
+        # The workers go on from one epoch to the next without a pause.
+        self.stream = load_views(
+            job.train_views(), islice(keys, done, None), job.workers, job.device, self.below
+        )
+
+    def batches(self, epoch: int, start: int) -> Batches:
+        """As in `BatchSource`."""
+        return islice(self.stream, self.steps - start)
+
+    def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
+        """As in `BatchSource`."""
+        if (below := self.below) is None:
+            return self._score(self.job.compile(module), on_progress)
+        above = compile_forward(module, self.job.device, None)
+        return self._score(lambda images: above(below(images)), on_progress)
+
+    def _score(self, classify: Forward, on_progress: Progress) -> Evaluation:
+        job, val = self.job, self.job.data.splits["val"]
+        on_cpu = job.device.type == "cpu"
+        return evaluate(
+            classify,
+            job.preprocess,
+            job.data.files("val"),
+            val.labels,
+            job.data.class_names,
+            batch_size=BATCH if on_cpu else job.recipe.data.batch_size,
+            parallel=on_cpu,
+            on_progress=on_progress,
+        )
+
+
+class CachedBatches:
+    """Views go through the frozen part once, and epochs take turns with them.
+
+    Args:
+        job: The run.
+        order: The keys of an epoch's batches.
+        boundary: The frozen part.
+        view_of: For each epoch the view of each image that it takes.
         on_features: Called with (done, total) while features are computed.
 
     Raises:
         DataError, MachineError: As `cached_features` does.
     """
-    front, rest = split_frozen(job.model)
+
+    def __init__(
+        self,
+        job: Job,
+        order: EpochBatches,
+        boundary: Boundary,
+        view_of: Mapping[int, int],
+        on_features: Progress,
+    ) -> None:
+        self.job, self.order, self.view_of = job, order, view_of
+        self.steps, self.note = len(order), boundary.note
+        self.module: nn.Module = split_frozen(job.model)[1]
+        self.views = sorted(set(view_of.values()))
+        self.train, self.val = cached_features(
+            [
+                FeatureRequest(boundary, job.train_views(), self.views),
+                # What is scored is exact: it is never rounded to half precision.
+                FeatureRequest(boundary.exact(), job.val_views(), [1]),
+            ],
+            job.workers,
+            job.device,
+            on_features,
+        )
+        self.cache: CacheUse | None = CacheUse(
+            boundary=boundary.network["title"],
+            views=len(self.views),
+            rows=self.train.index.size + self.val.index.size,
+            fresh=self.train.fresh + self.val.fresh,
+            row_bytes=boundary.row_bytes,
+        )
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `BatchSource`."""
+        labels = torch.as_tensor(self.job.data.splits["train"].labels)
+        view = self.views.index(self.view_of[epoch])
+        for keys in islice(self.order.keys(epoch), start, None):
+            images = np.asarray([index for _, index in keys])
+            yield torch.from_numpy(self.train.take(view, images)), labels[images]
+
+    def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
+        """As in `BatchSource`; on every core."""
+        forward = compile_forward(module, self.job.device, None)
+        labels, val = self.job.data.splits["val"].labels, self.val
+        starts = range(0, len(labels), BATCH)
+
+        def predict(start: int) -> Predictions:
+            return _predictions(forward, val, labels, start)
+
+        def counted(blocks: Iterable[Predictions]) -> Iterator[Predictions]:
+            for start, block in zip(starts, blocks, strict=True):
+                yield block
+                on_progress(min(start + BATCH, len(labels)), len(labels))
+
+        with ThreadPoolExecutor(cores()) as pool:
+            blocks = counted(pool.map(predict, starts))
+            data = self.job.data
+            return score(blocks, labels, data.class_names, data.files("val"))
+
+
+def _predictions(
+    forward: Forward, val: Features, labels: np.ndarray[tuple[int], np.dtype[np.int64]], start: int
+) -> Predictions:
+    """What `forward` makes of the features of `BATCH` images from `start` on."""
+    chosen = np.arange(start, min(start + BATCH, len(labels)))
+    return summarize_logits(forward(val.take(0, chosen)), labels[chosen])
+
+
+def choose_source(
+    job: Job,
+    order: EpochBatches,
+    epochs: range,
+    start: tuple[int, int],
+    cached: int | None,
+    on_features: Progress,
+) -> BatchSource:
+    """Choose where a phase gets its batches, now that its frozen part is frozen.
+
+    Args:
+        job: The run.
+        order: The keys of an epoch's batches.
+        epochs: The epochs of the phase, counted from 1.
+        start: The epoch that training starts in, and the batches of it that are done.
+        cached: Views of each image in the cache that the phase began with, 0 for none, which a
+            resumed one must use too; None for a phase that begins.
+        on_features: Called with (done, total) while features are computed.
+
+    Raises:
+        DataError, MachineError: As `cached_features` does.
+    """
+    front, _ = split_frozen(job.model)
     cached_views = job.recipe.data.cached_views
     mixing = job.recipe.train.mixup or job.recipe.train.cutmix
     if not len(front) or mixing:  # images are mixed before they enter the network
-        return _from_images(job, batches, epochs, position)
+        return LiveBatches(job, order, epochs, start, frozen=False)
     note = ""
     if cached_views and cached != 0:
         title = f"{job.recipe.model.arch} {frozen_title(job.model, front)}"
@@ -106,21 +254,19 @@ def build_supply(
         views = choose_views(job, boundary, epochs, cached)
         try:
             if views:
-                supply = _from_cache(job, batches, boundary, views, rest, on_features)
-                return replace(supply, note=boundary.note)
+                return CachedBatches(job, order, boundary, views, on_features)
         except MachineError as error:
             if cached_views != "auto" or cached:
                 raise
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
-    live = _from_workers if job.device.type == "cpu" else _from_images
-    return replace(live(job, batches, epochs, position), note=note)
+    return LiveBatches(job, order, epochs, start, frozen=job.device.type == "cpu", note=note)
 
 
 def choose_views(
     job: Job, boundary: Boundary, epochs: range, cached: int | None = None
 ) -> dict[int, int]:
-    """The view of each image that each epoch takes from the cache; empty where none are kept.
+    """The view of each image that each epoch takes from the cache; empty to use no cache.
 
     A phase that an earlier version began may have fewer views than `auto` would take now.
     """
@@ -132,7 +278,7 @@ def choose_views(
     elif data.cached_views != "auto":
         views = data.cached_views
     elif boundary.is_map:
-        views = len(epochs) if len(epochs) <= MOST_MAPS else 0
+        views = len(epochs) if len(epochs) <= MAX_MAPS else 0
     else:
         views = auto_views(len(job.data.splits["train"]))
     return {epoch: (epoch - 1) % views + 1 for epoch in epochs} if views else {}
@@ -140,118 +286,4 @@ def choose_views(
 
 def auto_views(images: int) -> int:
     """How many views of each of so many training images `auto` keeps for a classifier."""
-    return max(1, min(MOST_VIEWS, VIEWS_IN_ALL // images))
-
-
-def _from_images(
-    job: Job, batches: EpochBatches, epochs: range, position: tuple[int, int]
-) -> Supply:
-    """Every epoch takes new views through the whole network."""
-    return Supply(
-        job.model,
-        batches=_live(job, batches, epochs, position),
-        steps=len(batches),
-        evaluate=lambda model: _evaluate_images(
-            job, compile_forward(model, job.device, image_size=job.preprocess.image_size)
-        ),
-    )
-
-
-def _live(
-    job: Job,
-    batches: EpochBatches,
-    epochs: range,
-    position: tuple[int, int],
-    transform: Forward | None = None,
-) -> Callable[[int, int], Batches]:
-    """New views for every epoch; the workers go on from one to the next without a pause."""
-    first, done = position
-    remaining = range(first, epochs.stop)
-    keys = islice(chain.from_iterable(map(batches.keys, remaining)), done, None)
-    stream = load_views(job.train_views(), keys, job.workers, job.device, transform)
-    return lambda epoch, start: islice(stream, len(batches) - start)
-
-
-def _from_workers(
-    job: Job, batches: EpochBatches, epochs: range, position: tuple[int, int]
-) -> Supply:
-    """Every epoch takes new views through the frozen part, in the workers, without gradients."""
-    front, rest = split_frozen(job.model)
-    below = job.compile(front)
-
-    def evaluate_rest(module: nn.Module) -> Evaluation:
-        above = compile_forward(module, job.device, None)
-        return _evaluate_images(job, lambda images: above(below(images)))
-
-    return Supply(rest, _live(job, batches, epochs, position, below), len(batches), evaluate_rest)
-
-
-def _from_cache(
-    job: Job,
-    batches: EpochBatches,
-    boundary: Boundary,
-    view_of: Mapping[int, int],
-    rest: nn.Module,
-    on_features: Progress | None,
-) -> Supply:
-    """Views go through the frozen part once, and epochs take turns with them."""
-    numbers = sorted(set(view_of.values()))
-    train, val = cached_features(
-        [
-            FeatureRequest(boundary, job.train_views(), numbers),
-            # What is scored is exact: it is never rounded to half precision.
-            FeatureRequest(boundary.exact(), job.val_views(), [1]),
-        ],
-        job.workers,
-        job.device,
-        on_features,
-    )
-    labels = torch.as_tensor(job.data.splits["train"].labels)
-
-    def epoch_batches(epoch: int, start: int) -> Batches:
-        view = numbers.index(view_of[epoch])
-        for keys in islice(batches.keys(epoch), start, None):
-            images = np.asarray([index for _, index in keys])
-            yield torch.from_numpy(train.take(view, images)), labels[images]
-
-    return Supply(
-        rest,
-        batches=epoch_batches,
-        steps=len(batches),
-        evaluate=lambda module: _evaluate_features(job, module, val),
-        cache=CacheUse(
-            boundary=boundary.network["title"],
-            views=len(numbers),
-            rows=train.index.size + val.index.size,
-            fresh=train.fresh + val.fresh,
-            row_bytes=boundary.row_bytes,
-        ),
-    )
-
-
-def _evaluate_images(job: Job, classify: Forward) -> Evaluation:
-    val, on_cpu = job.data.splits["val"], job.device.type == "cpu"
-    return evaluate(
-        classify,
-        job.preprocess,
-        job.data.files("val"),
-        val.labels,
-        job.data.class_names,
-        batch_size=BATCH if on_cpu else job.recipe.data.batch_size,
-        parallel=on_cpu,
-    )
-
-
-def _evaluate_features(job: Job, module: nn.Module, val: Features) -> Evaluation:
-    """Score `module` on the validation images' features, on every core."""
-    forward = compile_forward(module, job.device, None)
-    labels = job.data.splits["val"].labels
-    images = np.arange(len(labels))
-
-    def answer(start: int) -> Predictions:
-        chosen = images[start : start + BATCH]
-        return summarize_logits(forward(val.take(0, chosen)), labels[chosen])
-
-    with ThreadPoolExecutor(cores()) as pool:
-        blocks = pool.map(answer, range(0, len(labels), BATCH))
-        return score(blocks, labels, job.data.class_names, job.data.files("val"))
+    return max(1, min(MAX_VIEWS, TOTAL_VIEWS // images))

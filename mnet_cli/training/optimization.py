@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -17,11 +18,29 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from mnet_cli.recipe import Train
+from mnet_cli.recipe import Phase, Recipe, Train
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 FEW_STEPS = 7  # in fewer, OneCycleLR's defaults put the peak before the second step
+
+
+@dataclass
+class Optimization:
+    """What changes the weights of `module` in one phase."""
+
+    module: nn.Module
+    criterion: nn.CrossEntropyLoss
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    mix: "Mix | None"
+    ema: "MovingAverage | None"
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The module with averaged weights where training keeps an average, else itself."""
+        return self.ema.module if self.ema else self.module
 
 
 def build_optimizer(model: nn.Module, train: Train, lr: float) -> torch.optim.Optimizer:
@@ -152,3 +171,37 @@ def build_scaler(device: torch.device, *, amp: bool) -> torch.amp.GradScaler:
     """
     float16 = torch.get_autocast_dtype(device.type) == torch.float16
     return torch.amp.GradScaler(device.type, enabled=amp and float16)
+
+
+def build_optimization(
+    recipe: Recipe,
+    phase: Phase,
+    module: nn.Module,
+    steps: int,
+    labels: NDArray[np.int64],
+    num_classes: int,
+    device: torch.device,
+) -> Optimization:
+    """Build what a phase trains `module` with.
+
+    Args:
+        recipe: The resolved recipe.
+        phase: Its epochs and learning rate.
+        module: What is trained.
+        steps: Of an epoch.
+        labels: Of the training images (N,).
+        num_classes: Of the data set.
+        device: Where to train.
+    """
+    train = recipe.train
+    optimizer = build_optimizer(module, train, phase.lr)
+    by_class = recipe.data.balance == "class_weights"
+    return Optimization(
+        module=module,
+        criterion=build_criterion(train, labels, class_weights=by_class).to(device),
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, train, phase.lr, phase.epochs, steps),
+        scaler=build_scaler(device, amp=train.amp),
+        mix=build_mix(train, num_classes),
+        ema=build_ema(module, train.ema),
+    )

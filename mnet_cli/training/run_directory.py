@@ -17,7 +17,7 @@ LATEST = "latest"
 TEXT_FOR_LINK = re.compile(r"run: ([^\0]+)\n")  # what it holds where links fail
 LONGEST = 5000  # characters of it that are read
 DATA = "data.json"  # where the run's data set is
-LOCK = ".lock"  # held by the process that trains, and never read: Windows would not permit it
+LOCK = ".lock"  # locked by the process that trains, and never read: Windows would not permit it
 OWNER = ".owner"  # which process that is
 
 
@@ -48,7 +48,7 @@ def claim_run(folder: Path) -> Path:
         MachineError: The folder cannot be made.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder}", "a file", "a new or empty folder was expected")
+        raise UsageError(f"--out {folder}", "a file", next_step="Name a new or empty folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A process that was killed at its very start may have left its lock.
@@ -56,17 +56,15 @@ def claim_run(folder: Path) -> Path:
     except OSError as error:
         raise _not_writable(folder, error) from error
     if not empty:
-        raise UsageError(
-            f"--out {folder}", "not empty", "a new or empty folder was expected", "Name another"
-        )
+        raise UsageError(f"--out {folder}", "not empty", next_step="Name a new or empty folder")
     return folder
 
 
-def own_run(folder: Path) -> FileLock:
-    """Become the one owner of a run directory, as long as the lock is held and this process lives.
+def lock_run(folder: Path) -> FileLock:
+    """Lock a run directory for this process, until the lock is released or the process ends.
 
     Raises:
-        MachineError: Another process owns it, or the folder cannot be written.
+        MachineError: Another process uses it, or the folder cannot be written.
     """
     lock, owner = FileLock(folder / LOCK, timeout=0), folder / OWNER
     try:
@@ -76,8 +74,7 @@ def own_run(folder: Path) -> FileLock:
         raise MachineError(
             str(folder),
             f"in use by {_owner(owner)}",
-            "a run of one process was expected",
-            "Wait for it, or name another directory with --out",
+            next_step="Wait for it, or name another directory with --out",
         ) from error
     except OSError as error:
         lock.release()
@@ -94,7 +91,7 @@ def _owner(path: Path) -> str:
 
 
 def point_latest(root: Path, folder: Path) -> str:
-    """Make `root/latest` lead to the run directory `folder`, for commands that name no run.
+    """Make `root/latest` point to the run directory `folder`, for commands that name no run.
 
     It is a relative link or, where links cannot be made, a text file with the relative path.
     What stands there and is neither is left alone.
@@ -174,8 +171,7 @@ def latest_run(root: Path = Path("runs")) -> Path:
         raise WeightsError(
             str(link),
             "no run here",
-            "a run directory of mnet train was expected",
-            "Train first, or name one with --checkpoint",
+            next_step="Train first, or name a run with --checkpoint",
         )
     return folder
 
@@ -225,9 +221,8 @@ def find_data(folder: Path, root: Path, option: str) -> Path:
     nor = "" if recorded is None else f", nor is it at {recorded}"
     raise DataError(
         str(root),
-        f"the folder that the model was trained on is not here{nor}",
-        "labelled images were expected",
-        f"Name some with {option}",
+        f"the data set of the run does not exist{nor}",
+        next_step=f"Name labelled images with {option}",
     )
 
 
@@ -244,8 +239,7 @@ def _recorded_root(folder: Path, option: str) -> Path | None:
         raise DataError(
             str(path),
             f"does not say where the data set is ({type(error).__name__})",
-            "the run's own file was expected",
-            f"Name the images with {option}",
+            next_step=f"Name the images with {option}",
         ) from error
 
 
@@ -253,6 +247,5 @@ def _not_writable(path: Path, error: OSError) -> MachineError:
     return MachineError(
         str(path),
         f"cannot be made ({error.strerror or error})",
-        "a writable folder was expected",
-        "Choose another with --out",
+        next_step="Check its permissions, or choose another with --out",
     )

@@ -1,31 +1,31 @@
-"""How far a run is, and how that is kept in `last.pt` and taken from it again."""
+"""How far training is, and how `last.pt` keeps it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from mnet_cli.errors import WeightsError
-from mnet_cli.formats.checkpoint import Checkpoint, save_checkpoint
+from mnet_cli.formats.checkpoint import Checkpoint
 from mnet_cli.inference.evaluate import Evaluation, score
 from mnet_cli.inference.metrics import Predictions, predictions_of
 from mnet_cli.models.freeze import split_frozen
 from mnet_cli.recipe import plain_values
 from mnet_cli.training.batches import CacheUse
-from mnet_cli.training.optimization import Mix, MovingAverage
-from mnet_cli.training.setup import Job
+from mnet_cli.training.events import Row
+from mnet_cli.training.job import Job
+from mnet_cli.training.optimization import Optimization
 
-Row = Mapping[str, float]
+SHOWN_LOSSES = 100  # steps that the running loss is a mean of
 
 
 @dataclass
-class Running:
-    """The epoch that is under way: a loss, a rate and a number of images a batch.
+class EpochProgress:
+    """The epoch under way: a loss, a learning rate and a number of images for each step.
 
-    `seconds` is how long its batches took, in all processes that trained it.
+    `seconds` is how long its steps took, in all processes that trained it.
     """
 
     losses: list[Tensor] = field(default_factory=list)
@@ -36,15 +36,19 @@ class Running:
     def __len__(self) -> int:
         return len(self.losses)
 
+    def running_loss(self) -> float:
+        """The mean loss of the last `SHOWN_LOSSES` steps; it waits for the device."""
+        return float(torch.stack(self.losses[-SHOWN_LOSSES:]).mean())
+
 
 @dataclass
-class Fit:
-    """What training did so far.
+class TrainState:
+    """All of training that is saved and restored.
 
     Attributes:
         rows: One row of `COLUMNS` an epoch.
-        running: The epoch that is under way.
-        phase: The place of the phase in the recipe, from 0.
+        progress: The epoch under way.
+        phase: The phase's place in the recipe, from 0.
         phase_start: The phase's first epoch, counted from 1.
         best_epoch: The epoch of `best.pt`, counted from 1.
         best: The evaluation of `best.pt` on the validation images.
@@ -53,11 +57,10 @@ class Fit:
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
         seconds: From the start to the end, features that had to be computed included.
         cached: Whether the phase learns from the cache; None before it has begun.
-        whole: Not in the middle of a step, nor of an epoch's files.
     """
 
     rows: list[Row] = field(default_factory=list)
-    running: Running = field(default_factory=Running)
+    progress: EpochProgress = field(default_factory=EpochProgress)
     phase: int = 0
     phase_start: int = 1
     best_epoch: int = 0
@@ -67,51 +70,48 @@ class Fit:
     moved: list[str] = field(default_factory=list)
     seconds: float = 0.0
     cached: bool | None = None
-    whole: bool = True
 
     @property
-    def position(self) -> tuple[int, int]:
-        """The epoch that is under way or next, from 1, and its batches that are done."""
-        return len(self.rows) + 1, len(self.running)
+    def epoch(self) -> int:
+        """The epoch under way or next, counted from 1."""
+        return len(self.rows) + 1
+
+    @property
+    def cached_views(self) -> int | None:
+        """Views of each image that the phase takes from the cache; None before it has begun."""
+        if self.cached is None:
+            return None
+        return self.caches[-1].views if self.cached else 0
 
 
-@dataclass
-class Learner:
-    """What changes the weights of `module` in one phase."""
-
-    module: nn.Module
-    criterion: nn.CrossEntropyLoss
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    scaler: torch.amp.GradScaler
-    mix: Mix | None
-    ema: MovingAverage | None
+def part_names(model: nn.Module, part: nn.Module) -> list[str]:
+    """The model's names of the tensors of a part that shares them, in the part's order."""
+    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    return [names[id(tensor)] for tensor in part.state_dict(keep_vars=True).values()]
 
 
-def state_of_part(model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `module`, the last part of `model` or a copy of it, by the model's names.
-
-    The part has names of its own, but its tensors come in the same order.
-    """
-    names, part = list(model.state_dict()), module.state_dict()
-    tensors = [tensor.contiguous() for tensor in part.values()]
-    return dict(zip(names[len(names) - len(part) :], tensors, strict=True))
+def named_tensors(names: Sequence[str], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a part, or of a copy of it, by the model's names."""
+    tensors = [tensor.contiguous() for tensor in module.state_dict().values()]
+    return dict(zip(names, tensors, strict=True))
 
 
-def load_part(model: nn.Module, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors, by the model's names, into `module`, the last part of `model` or a copy of it.
+def load_part(
+    model: nn.Module, names: Sequence[str], module: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put tensors, by the model's names, into a part of the model or a copy of it.
 
-    A run may go on where the part is another than where it was saved: above the frozen boundary
-    on a CPU, the whole network elsewhere. Frozen tensors that were not saved stay as they are.
+    A run may be resumed where the part is another than where it was saved: above the frozen
+    boundary on a CPU, the whole network elsewhere. Frozen tensors that were not saved stay as
+    they are.
 
     Raises:
-        KeyError: One that is not frozen was not saved.
+        KeyError: A tensor that is not frozen was not saved.
     """
-    names, part = list(model.state_dict()), list(module.state_dict())
-    frozen = set(names[: len(split_frozen(model)[0].state_dict())])
+    frozen = set(part_names(model, split_frozen(model)[0]))
     state = {
         own: tensors[name]
-        for name, own in zip(names[len(names) - len(part) :], part, strict=True)
+        for name, own in zip(names, module.state_dict(), strict=True)
         if name in tensors or name not in frozen
     }
     module.load_state_dict(state, strict=False)
@@ -119,12 +119,12 @@ def load_part(model: nn.Module, module: nn.Module, tensors: Mapping[str, Tensor]
 
 def as_checkpoint(
     job: Job,
-    module: nn.Module,
+    learned: Mapping[str, Tensor],
     metrics: Mapping[str, float],
     training: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Put the model, with `module` as its learning part, and its scores into a checkpoint."""
-    state = job.model.state_dict() | state_of_part(job.model, module)
+    """Put the model, with these tensors in place of its own, and its scores into a checkpoint."""
+    state = job.model.state_dict() | dict(learned)
     return Checkpoint(
         arch=job.recipe.model.arch,
         model_args=job.model_args,
@@ -137,71 +137,77 @@ def as_checkpoint(
     )
 
 
-def save_last(job: Job, learner: Learner, result: Fit, steps: int) -> None:
-    """Write `last.pt`: all that a run needs to go on as if it had not been stopped.
+def as_last(
+    job: Job, state: TrainState, optimization: Optimization, names: Sequence[str], steps: int
+) -> Checkpoint:
+    """The content of `last.pt`: all that a run needs to end as if it had not been stopped.
 
     Random numbers are drawn from seeds of the epoch and the step, so no generator's state is
     among it.
 
     Args:
         job: The run.
-        learner: What is trained, between two steps.
-        result: How far it is.
+        state: Between two steps.
+        optimization: Of the phase.
+        names: The model's names of the tensors of `optimization.module`.
         steps: Of an epoch.
     """
-    ema, running, best = learner.ema, result.running, result.best
+    ema, progress, best = optimization.ema, state.progress, state.best
     training = {
-        "optimizer": learner.optimizer.state_dict(),
-        "scheduler": learner.scheduler.state_dict(),
-        "scaler": learner.scaler.state_dict(),
+        "optimizer": optimization.optimizer.state_dict(),
+        "scheduler": optimization.scheduler.state_dict(),
+        "scaler": optimization.scaler.state_dict(),
         "ema": ema
         and {
             "updates": ema.updates,
-            "state_dict": state_of_part(job.model, ema.module),
+            "state_dict": named_tensors(names, ema.module),
         },
-        "epoch": len(result.rows),
-        "step": len(result.rows) * steps + len(running),
+        "epoch": len(state.rows),
+        "step": len(state.rows) * steps + len(progress),
         "seed": job.recipe.train.seed,
-        "account": job.account and asdict(job.account),
+        "account": job.weights and asdict(job.weights),
         "running": {
-            "losses": torch.stack(running.losses).cpu() if len(running) else torch.zeros(0),
-            "lrs": running.lrs,
-            "counts": running.counts,
-            "seconds": running.seconds,
+            "losses": torch.stack(progress.losses).cpu() if len(progress) else torch.zeros(0),
+            "lrs": progress.lrs,
+            "counts": progress.counts,
+            "seconds": progress.seconds,
         },
         "history": {
-            "rows": [dict(row) for row in result.rows],
-            "phase": result.phase,
-            "phase_start": result.phase_start,
-            "best_epoch": result.best_epoch,
+            "rows": [dict(row) for row in state.rows],
+            "phase": state.phase,
+            "phase_start": state.phase_start,
+            "best_epoch": state.best_epoch,
             "best": best
             and {name: torch.from_numpy(array) for name, array in vars(best.predictions).items()},
-            "caches": [asdict(use) for use in result.caches],
-            "cached": result.cached,
-            "frozen": result.frozen,
-            "moved": result.moved,
-            "seconds": result.seconds,
+            "caches": [asdict(use) for use in state.caches],
+            "cached": state.cached,
+            "frozen": state.frozen,
+            "moved": state.moved,
+            "seconds": state.seconds,
         },
     }
-    metrics = {"epoch": result.best_epoch, **best.figures()} if best else {}
-    save_checkpoint(job.run / "last.pt", as_checkpoint(job, learner.module, metrics, training))
+    metrics = {"epoch": state.best_epoch, **best.figures()} if best else {}
+    return as_checkpoint(job, named_tensors(names, optimization.module), metrics, training)
 
 
-def restore_fit(job: Job, kept: Checkpoint) -> Fit:
-    """Take how far a run is from its `last.pt`.
+def restore_state(job: Job) -> TrainState:
+    """Take how far training is from the job's `last.pt`; a new state where there is none.
 
     Raises:
-        WeightsError: The file is from a version that kept less.
+        WeightsError: The file is of a version that saved less.
     """
+    if job.resume_state is None:
+        return TrainState()
+    training = job.resume_state.training
     try:
-        history, running = kept.training["history"], kept.training["running"]
-        return Fit(
+        history, progress = training["history"], training["running"]
+        return TrainState(
             rows=history["rows"],
-            running=Running(
-                list(running["losses"].to(job.device)),
-                running["lrs"],
-                running["counts"],
-                float(running.get("seconds", 0)),  # files of earlier versions lack it
+            progress=EpochProgress(
+                list(progress["losses"].to(job.device)),
+                progress["lrs"],
+                progress["counts"],
+                float(progress.get("seconds", 0)),  # files of earlier versions lack it
             ),
             phase=history["phase"],
             phase_start=history["phase_start"],
@@ -220,32 +226,39 @@ def restore_fit(job: Job, kept: Checkpoint) -> Fit:
 def _restore_best(job: Job, history: Mapping[str, Any]) -> Evaluation | None:
     """Take the evaluation of `best.pt` from `last.pt`; None before there is one."""
     labels = job.data.splits["val"].labels
-    if "best_logits" in history:  # an earlier version kept the logits (N, C)
+    if "best_logits" in history:  # an earlier version saved the logits (N, C)
         logits = history["best_logits"]
         predictions = None if logits is None else predictions_of(logits.numpy(), labels)
     else:
-        kept = history["best"]
-        predictions = kept and Predictions(**{name: row.numpy() for name, row in kept.items()})
+        saved = history["best"]
+        predictions = saved and Predictions(**{name: row.numpy() for name, row in saved.items()})
     if predictions is None:
         return None
     return score([predictions], labels, job.data.class_names, job.data.files("val"))
 
 
-def restore_learner(job: Job, learner: Learner, kept: Checkpoint) -> None:
+def restore_optimization(
+    job: Job, optimization: Optimization, names: Sequence[str], training: Mapping[str, Any]
+) -> None:
     """Put the state of optimizer, schedule, scaler and average back.
+
+    Args:
+        job: The run.
+        optimization: Of the phase, as it was built.
+        names: The model's names of the tensors of `optimization.module`.
+        training: Of `last.pt`.
 
     Raises:
         WeightsError: It does not fit.
     """
-    training = kept.training
     try:
-        learner.optimizer.load_state_dict(training["optimizer"])
-        learner.scheduler.load_state_dict(training["scheduler"])
+        optimization.optimizer.load_state_dict(training["optimizer"])
+        optimization.scheduler.load_state_dict(training["scheduler"])
         if training["scaler"]:  # empty where autocast needed none, such as on a CPU
-            learner.scaler.load_state_dict(training["scaler"])
-        if learner.ema:
-            load_part(job.model, learner.ema.module, training["ema"]["state_dict"])
-            learner.ema.updates = int(training["ema"]["updates"])
+            optimization.scaler.load_state_dict(training["scaler"])
+        if ema := optimization.ema:
+            load_part(job.model, names, ema.module, training["ema"]["state_dict"])
+            ema.updates = int(training["ema"]["updates"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _not_resumable(job, error) from error
 
@@ -253,7 +266,6 @@ def restore_learner(job: Job, learner: Learner, kept: Checkpoint) -> None:
 def _not_resumable(job: Job, error: Exception) -> WeightsError:
     return WeightsError(
         str(job.run / "last.pt"),
-        f"no state that training can go on from ({type(error).__name__}: {error})",
-        "what this version of mnet train keeps was expected",
-        "Train again; best.pt is as it was",
+        f"holds no state that training can resume from ({type(error).__name__}: {error})",
+        next_step="Train again; best.pt is unchanged",
     )
