@@ -24,6 +24,7 @@ from typer.main import get_command
 
 import mnet_cli
 from mnet_cli.cli.app import app
+from mnet_cli.data.sources import SOURCES
 from mnet_cli.formats.registry import find_format
 from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import json_schema, shipped_recipes
@@ -194,7 +195,7 @@ def shipped_page() -> Iterator[str]:
 
 def names_page() -> Iterator[str]:
     """The architectures, formats and image sources that packages declare."""
-    yield "# Architectures and formats\n"
+    yield "# Architectures, formats, sources\n"
     yield "This is what mnet brings. [Other packages](../extending.md) can add more.\n"
     yield "## Architectures\n"
     yield "`model.arch` in a recipe, and `mnet info NAME`. The last column has the widths for which"
@@ -222,6 +223,11 @@ def names_page() -> Iterator[str]:
         batch = "1" if form.static else "any number"
         yield f"| `{name}` | {files} | {', '.join(form.precisions)} | {needs} | {batch} |"
     yield "\n`--batch N` fixes the images a call to N."
+    yield "\n## Image sources\n"
+    yield "`data.root` in a recipe, `--data`, and the paths of `mnet predict`.\n"
+    yield "| name | data set |\n| --- | --- |"
+    for name in SOURCES.names():
+        yield f"| `{name}` | {_cell(SOURCES.load(name).layout)} |"
 
 
 def python_page() -> Iterator[str]:
