@@ -11,7 +11,7 @@ import pytest
 
 from mnet_cli.errors import MachineError
 from mnet_cli.system import atomic
-from mnet_cli.system.atomic import atomic_folder, atomic_write, settle
+from mnet_cli.system.atomic import atomic_folder, atomic_write, publish
 
 
 def test_file_gets_its_name_when_it_is_whole(tmp_path):
@@ -79,7 +79,7 @@ def test_a_file_system_that_cannot_sync_folders_is_written_to(call, code, tmp_pa
         file.write("new")
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "b").touch()
-    settle(tmp_path / "scratch", tmp_path / "folder")
+    publish(tmp_path / "scratch", tmp_path / "folder")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert (tmp_path / "folder" / "b").exists()
 
@@ -169,17 +169,17 @@ def test_folder_with_content_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_folder_that_settles_replaces_an_older_one_whole(tmp_path):
+def test_a_folder_that_is_published_replaces_an_older_one_whole(tmp_path):
     scratch, path = tmp_path / "scratch", tmp_path / "a"
     for name in ("old", "new"):
         (scratch / "a" / "deep").mkdir(parents=True)
         (scratch / "a" / "deep" / name).touch()
-        settle(scratch / "a", path)
+        publish(scratch / "a", path)
         assert [file.name for file in path.rglob("*") if file.is_file()] == [name]
     assert list(scratch.iterdir()) == []
 
 
-def test_a_folder_that_cannot_settle_leaves_the_older_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_published_leaves_the_older_one(tmp_path, monkeypatch):
     scratch, path = tmp_path / "scratch", tmp_path / "a"
     (scratch / "a").mkdir(parents=True)
     path.mkdir()
@@ -193,12 +193,12 @@ def test_a_folder_that_cannot_settle_leaves_the_older_one(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="No space left"):
-        settle(scratch / "a", path)
+        publish(scratch / "a", path)
     assert [file.name for file in path.iterdir()] == ["old"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="file names by descriptor")
-@pytest.mark.parametrize("kind", ["write", "settle a file", "settle a folder"])
+@pytest.mark.parametrize("kind", ["write", "publish a file", "publish a folder"])
 def test_dropping_what_was_not_synced_leaves_the_old_or_the_new(kind, tmp_path, monkeypatch):
     """Replay the recorded calls: at a rename all that moves must be on disk already."""
     events = []
@@ -224,12 +224,12 @@ def test_dropping_what_was_not_synced_leaves_the_old_or_the_new(kind, tmp_path, 
             file.write(b"new")
     else:
         source = tmp_path / "source"
-        if kind == "settle a folder":
+        if kind == "publish a folder":
             (source / "deep").mkdir(parents=True)
             (source / "deep" / "part").write_bytes(b"new")
         else:
             source.write_bytes(b"new")
-        settle(source, tmp_path / "a")
+        publish(source, tmp_path / "a")
     on_disk = set()
     for event, path, *parts in events:
         if event == "sync":

@@ -22,7 +22,7 @@ from mnet_cli.formats.registry import FORMATS, PRECISIONS, Writer, find_writer
 from mnet_cli.inference.evaluate import stacked
 from mnet_cli.inference.stream import outputs_of
 from mnet_cli.runtimes import Classify, as_input, classified_preprocess, open_classifier
-from mnet_cli.system.atomic import remove_leftovers, scratch_folder, settle, write_json
+from mnet_cli.system.atomic import publish, remove_leftovers, scratch_folder, write_json
 from mnet_cli.system.hashing import content_sha256, file_sha256
 from mnet_cli.system.machine import BATCH
 
@@ -290,7 +290,7 @@ def _hand_over(file: Path, target: Path, contract: Contract) -> int:
     if target.is_file():
         target.unlink()
     for path in sorted(file.parent.iterdir(), key=lambda path: path == file):
-        settle(path, target.with_name(path.name))
+        publish(path, target.with_name(path.name))
     return size
 
 
