@@ -38,5 +38,7 @@ FastDecodeOption = Annotated[
 ]
 OverrideOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.epochs=3."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.epochs=3."
+    ),
 ]

@@ -202,7 +202,7 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
         raise WeightsError(
             str(run),
             "not a run directory of mnet train",
-            next_step="Start a run with \"mnet train RECIPE\"",
+            next_step='Start a run with "mnet train RECIPE"',
         )
     if not recipe and not overrides:
         return load_recipe(file)
