@@ -50,9 +50,8 @@ def with_shared_options(command: Command) -> Command:
     @wraps(command)
     def with_settings(**values: Any) -> None:
         shared_options(**{name: values.pop(name) for name in shared})
-        console.settings.needs_reader = (
-            command is train
-        )  # hours of training must not end as if successful
+        # Hours of training must not end as if successful when nobody reads the result.
+        console.settings.needs_reader = command is train
         try:
             command(**values)
         except KeyboardInterrupt as error:

@@ -83,10 +83,7 @@ def notes(texts: Sequence[str]) -> None:
 def error(problem: MnetError) -> None:
     """Print an error: its details, then its message on one line."""
     lines = [*problem.details, f"mnet: error: {problem}"]
-    with (
-        suppress(MachineError),
-        _written(sys.stderr),
-    ):  # if it is closed, only the exit code is left
+    with suppress(MachineError), _written(sys.stderr):  # closed: only the code is left
         sys.stderr.write("".join(printable(one) + "\n" for one in lines))
 
 

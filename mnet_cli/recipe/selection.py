@@ -73,6 +73,5 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 def _run_name(data: str) -> str:
     """A name for a run directory: the last part of the path of the images."""
     name = Path(data).resolve().stem if "://" not in data else Path(data).stem
-    return (
-        "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".-")[:200] or "run"
-    )
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".-")
+    return plain[:200] or "run"

@@ -58,10 +58,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
             str(path), f"cannot be read ({error.strerror})", next_step="Check its permissions"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        found = (
-            "a dict with keys that are not text" if isinstance(content, dict) else _type(content)
-        )
-        problem = f"contains {found}, not tensors by name"
+        kind = "a dict with keys that are not text" if isinstance(content, dict) else _type(content)
+        problem = f"contains {kind}, not tensors by name"
         raise WeightsError(str(path), problem, next_step=RESAVE)
     return content
 

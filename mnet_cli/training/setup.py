@@ -38,13 +38,8 @@ from mnet_cli.training.run_directory import (
 )
 
 Progress = Callable[[int, int], None]
-FREE = (
-    "output.",
-    "data.root",
-    "data.download",
-    "data.workers",
-    "train.save_minutes",
-)  # may change at a resume
+# What may change at a resume.
+FREE = ("output.", "data.root", "data.download", "data.workers", "train.save_minutes")
 
 
 @dataclass(frozen=True)
