@@ -59,7 +59,7 @@ def test_a_reduced_tail_shrinks_v3_and_is_refused_elsewhere(arch):
 def test_an_unknown_arch_names_the_nearest():
     with pytest.raises(UsageError, match=r'"mobilnet_v2".*Did you mean "mobilenet_v2"'):
         build_model("mobilnet_v2", 10)
-    with pytest.raises(UsageError, match=r'"xyz"; one of mobilenet_v1, .* was expected$'):
+    with pytest.raises(UsageError, match=r'"xyz"; one of mobilenet_v1, .* was expected\.$'):
         build_model("xyz", 10)
 
 
