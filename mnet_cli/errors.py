@@ -1,21 +1,21 @@
-"""The error family of mnet and its exit codes.
+"""The error classes of mnet and their exit codes.
 
-Every error says *where: what was found; what was expected. What to do next.* The command
-line prints it as one line and leaves with the class's exit code; nothing else in the
-program handles errors of its own kind.
+Every error reads `where: what is wrong. What to do.` The command line prints it as one line
+and exits with the code of its class.
 """
 
 from collections.abc import Sequence
 
 
 class MnetError(Exception):
-    """An error with a cause that the user can act on.
+    """An error with a cause that the user can fix.
 
     Args:
         where: The file, key, option or address that the error is about.
-        found: What was found there.
+        found: What is wrong with it.
         expected: What was expected instead; may be empty.
-        next_step: What to do next, as a sentence without its full stop; may be empty.
+        next_step: What to do, as one imperative sentence; may be empty. Commands in it stand
+            in double quotes.
         details: Further lines that are printed before the error line, one each.
     """
 
@@ -34,20 +34,21 @@ class MnetError(Exception):
         self.expected = expected
         self.next_step = next_step
         self.details = tuple(details)
-        line = f"{where}: {found}"
-        if expected:
-            line += f"; {expected}"
-        if next_step:
-            line += f". {next_step}"
-        super().__init__(line)
+        problem = f"{where}: {found}" + (f"; {expected}" if expected else "")
+        super().__init__(" ".join(map(_sentence, filter(None, (problem, next_step)))))
 
     def __reduce__(self) -> tuple[type["MnetError"], tuple[object, ...]]:
-        """Let an error travel whole from a worker process."""
+        """Pickle all parts, so that an error can come from a worker process."""
         return type(self), (self.where, self.found, self.expected, self.next_step, self.details)
 
 
+def _sentence(text: str) -> str:
+    """End `text` with a full stop, unless it has an end already."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 class UsageError(MnetError):
-    """A command line that cannot be carried out as typed."""
+    """A command line, or an argument of the Python API, that is not valid."""
 
     exit_code = 2
 
@@ -65,18 +66,18 @@ class DataError(MnetError):
 
 
 class WeightsError(MnetError):
-    """A weights file or checkpoint that is missing, damaged, hostile or does not fit."""
+    """A weights file or checkpoint that is missing, damaged, unsafe or does not fit."""
 
     exit_code = 4
 
 
 class MachineError(MnetError):
-    """The machine's fault: disk, network, permissions, a missing extra or device."""
+    """A problem of the environment: disk, network, permissions, a missing extra or device."""
 
     exit_code = 5
 
 
 class RefusedError(MnetError):
-    """A result that a gate refused: accuracy, parity or a loss that is not a number."""
+    """A result that a check refused: too low accuracy, different outputs, a loss of NaN."""
 
     exit_code = 6

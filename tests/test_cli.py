@@ -274,7 +274,11 @@ def test_train_alone_refuses_a_launcher_that_starts_several(
     ("arguments", "code", "says"),
     [
         (["trian"], 2, "train"),
-        (["train"], 2, "--recipe"),
+        (["train"], 2, "mnet train --data DIR"),
+        (["train", "tiny", "--recipe", "tiny"], 2, "--recipe tiny: given with tiny"),
+        (["train", "tiny", "--data", "a", "--set", "data.root=b"], 2, "--set data.root"),
+        (["train", "--data", "nowhere"], 3, "nowhere"),
+        (["train", "v2_flowers", "--data", "nowhere"], 3, "nowhere"),
         (["train", "--recipe", "v2_flower"], 2, "v2_flowers"),
         (["train", "--recipe", "v2_flowers", "--set", "train.epochz=3"], 2, "epochs"),
         (["train", "--recipe", "v2_flowers", "--set", "data.root=nowhere"], 3, "nowhere"),
@@ -396,7 +400,7 @@ def test_signals_end_training_with_their_codes_and_say_how_to_go_on(work, name, 
     run_folder = tmp_path / "run"
     assert rest.splitlines()[-1] == (
         f"mnet: error: {name}: stopped. The state is in {run_folder / 'last.pt'}. "
-        f"Go on with: mnet train --resume {run_folder}"
+        f'Run "mnet train --resume {run_folder}".'
     )
     assert run(["eval", "--checkpoint", str(run_folder), "--quiet"]) == 0
 

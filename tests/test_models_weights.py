@@ -320,7 +320,7 @@ def test_a_poisoned_cache_without_a_network_tells_what_to_do(cached_release, poi
     cached_release.write_bytes(poison)
     with pytest.raises(MachineError) as caught:
         find("imagenet")
-    for words in ("https://127.0.0.1:1/net-12345678.pth", f"put it at {cached_release}"):
+    for words in ("https://127.0.0.1:1/net-12345678.pth", f"save it as {cached_release}"):
         assert words in str(caught.value)
 
 

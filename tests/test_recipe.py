@@ -141,7 +141,7 @@ def test_a_wrong_value_is_told_with_its_key_and_range(name, line, expected):
 
 def test_a_near_value_is_suggested():
     assert refusal(section("train", "monitor: macro_f")).endswith(
-        'Did you mean "macro_f1"? Give top1, macro_f1 or loss'
+        'Did you mean "macro_f1"? Give top1, macro_f1 or loss.'
     )
 
 

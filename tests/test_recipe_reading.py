@@ -74,7 +74,7 @@ def test_a_scalar_that_yaml_1_1_reads_otherwise_must_be_quoted(text, reading):
     message = refusal(BASE + f"train:\n  lr: {text}\n")
     assert message.startswith(f"recipe v2.yaml, line 7, train.lr: {text} is a")
     assert f"is {reading}" in message
-    assert message.endswith(f'quote it: "{text}"')
+    assert message.endswith(f'quote it: "{text}".')
 
 
 @pytest.mark.parametrize("key", ["yes", "010", "2020-01-01", "null", "1.5", "<<", "="])
@@ -118,13 +118,13 @@ def test_a_syntax_error_has_its_line_and_column(text, place):
 
 
 def test_a_tab_is_named():
-    assert refusal(BASE + "train:\n\tlr: 1\n").endswith("Indent with spaces, not tabs")
+    assert refusal(BASE + "train:\n\tlr: 1\n").endswith("Indent with spaces, not tabs.")
 
 
 def test_a_duplicate_key_names_both_lines():
     text = BASE + "train:\n  lr: 1\n  seed: 3\n  lr: 2\n"
     message = (
-        "recipe v2.yaml, line 9, train.lr: given twice, first on line 7. Remove one of the two"
+        "recipe v2.yaml, line 9, train.lr: given twice, first on line 7. Remove one of the two."
     )
     assert refusal(text) == message
     assert "line 6, model: given twice, first on line 2" in refusal(BASE + "model: {arch: x}\n")

@@ -169,7 +169,7 @@ def test_folder_with_content_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_folder_that_settles_replaces_an_older_one_whole(tmp_path):
+def test_a_folder_that_is_published_replaces_an_older_one_whole(tmp_path):
     scratch, path = tmp_path / "scratch", tmp_path / "a"
     for name in ("old", "new"):
         (scratch / "a" / "deep").mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_a_folder_that_settles_replaces_an_older_one_whole(tmp_path):
     assert list(scratch.iterdir()) == []
 
 
-def test_a_folder_that_cannot_settle_leaves_the_older_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_published_leaves_the_older_one(tmp_path, monkeypatch):
     scratch, path = tmp_path / "scratch", tmp_path / "a"
     (scratch / "a").mkdir(parents=True)
     path.mkdir()

@@ -100,7 +100,7 @@ def failure(url: str, destination: Path, **options) -> str:
     line = str(caught.value)
     assert line.startswith(url)
     assert options["sha256"] in line
-    assert f"put it at {destination}" in line
+    assert f"save it as {destination}" in line
     return line
 
 
@@ -175,7 +175,7 @@ def test_a_size_that_is_not_told_is_no_obstacle(server, tmp_path):
 
 def test_a_wrong_hash_leaves_no_file_and_no_part(server, tmp_path):
     line = failure(f"{server.address}/file", tmp_path / "a", sha256="0" * 64)
-    assert f"its file has sha256 {SHA256}" in line
+    assert f"sent a file with sha256 {SHA256}" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_a_short_body_is_told_and_kept_for_the_next_call(server, tmp_path):
 
 def test_a_stall_is_given_up_and_what_came_is_kept(server, tmp_path):
     line = failure(f"{server.address}/stall", tmp_path / "a", timeout=0.2)
-    assert "no data for 0.2 seconds" in line
+    assert "no data received for 0.2 seconds" in line
     assert (tmp_path / "a.part").read_bytes() == DATA[:1000]
 
 

@@ -96,7 +96,7 @@ def test_a_command_that_is_stopped_says_so_in_one_line(name, code, monkeypatch, 
     raise_on_signals()
     monkeypatch.setattr("mnet_cli.recipe.shipped_recipes", stop)
     assert run(["recipes", "list", "--quiet"]) == code
-    assert capsys.readouterr().err == f"mnet: error: {name or 'SIGINT'}: stopped\n"
+    assert capsys.readouterr().err == f"mnet: error: {name or 'SIGINT'}: stopped.\n"
     handlers = {signal.getsignal(number) for number in STOP_SIGNALS}
     assert handlers <= {signal.SIG_DFL, signal.SIG_IGN}  # another signal raises nothing
 

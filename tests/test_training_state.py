@@ -589,9 +589,9 @@ def test_another_recipe_is_refused_with_its_differences(tiny_recipe, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--resume", "empty"], 4, "no run that could go on"),
+        (["--resume", "empty"], 4, "not a run directory of mnet train"),
         (["--resume", "empty", "--out", "x"], 2, "--out"),
-        ([], 2, "--recipe or --resume"),
+        ([], 2, "mnet train --resume DIR"),
     ],
 )
 def test_what_cannot_be_resumed_is_said(arguments, code, said, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The command line: thin commands, and the one place where errors become exit codes."""
+"""The command line: its entry point, and the one place where errors become exit codes."""
 
 import gc
 import os
@@ -19,16 +19,16 @@ BUG = 1
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    # Imports make hundreds of thousands of objects that stay. To search them for garbage again
-    # and again takes half a second with torch, and as much once more at the exit.
+    # Imports create hundreds of thousands of objects that stay. Searching them for garbage
+    # takes half a second with torch, and the same again at the exit.
     gc.set_threshold(100_000)
     raise_on_signals()
     if sys.stderr is None:
-        sys.exit(MachineError.exit_code)  # closed by the caller: nothing can be said
+        sys.exit(MachineError.exit_code)  # closed by the caller: no message is possible
     if sys.stdout is None:
         advice = f"Send it to {os.devnull} instead"
         sys.exit(_fail(MachineError("stdout", "closed", next_step=advice)))
-    # No file name and no terminal's encoding may stop a command half-way.
+    # No file name and no encoding of a terminal may stop a command.
     if sys.stdin is not None:
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -57,16 +57,15 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         if not isinstance(leaving.__context__, BrokenPipeError):
             raise
-        return 0  # so Typer and rich, which print the help, answer a closed stdout
-    except OSError as error:  # a command's own are MnetErrors: this one is of printing the help
+        return 0  # Typer and rich, which print the help, exit so when stdout is closed
+    except OSError as error:  # commands raise MnetErrors: this one is from printing the help
         return _fail(console.lost_stream(sys.stdout, error))
     except Exception as error:
         console.error(
             MnetError(
                 "internal",
                 f"{type(error).__name__}: {error}",
-                "no error here was expected",
-                "This is a bug: report it with what --traceback shows",
+                next_step="This is a bug in mnet: report it with the output of --traceback",
             )
         )
         _show_traceback()
@@ -89,4 +88,5 @@ def _usage_error(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mnet"
     message = error.format_message().rstrip(".?")
-    return UsageError(command, message[:1].lower() + message[1:], "", f"See {command} --help")
+    advice = f'Run "{command} --help"'
+    return UsageError(command, message[:1].lower() + message[1:], next_step=advice)

@@ -43,14 +43,15 @@ def shared_options(
 def with_shared_options(command: Command) -> Command:
     """Give `command` the options of `shared_options` besides its own.
 
-    What Typer would turn into an exit code of its own becomes what `run` has an answer to.
+    Errors that Typer would turn into its own exit codes become errors that `run` handles.
     """
     shared = inspect.signature(shared_options).parameters
 
     @wraps(command)
     def with_settings(**values: Any) -> None:
         shared_options(**{name: values.pop(name) for name in shared})
-        console.settings.needs_reader = command is train  # hours must not end as if all were well
+        # Hours of training must not end as if successful when nobody reads the result.
+        console.settings.needs_reader = command is train
         try:
             command(**values)
         except KeyboardInterrupt as error:
@@ -59,7 +60,7 @@ def with_shared_options(command: Command) -> Command:
             raise MachineError(
                 str(error.filename or "mnet"),
                 error.strerror or str(error),
-                next_step="See --traceback for the place",
+                next_step="Add --traceback to see where it happened",
             ) from error
 
     own = inspect.signature(command)
@@ -73,14 +74,14 @@ def with_shared_options(command: Command) -> Command:
 
 
 def _group(help_text: str, commands: dict[str, Command]) -> typer.Typer:
-    group = typer.Typer(help=help_text, add_completion=False)
+    group = typer.Typer(help=help_text)
     for name, command in commands.items():
         group.command(name)(with_shared_options(command))
     return group
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         console.line(f"mnet {__version__}")
         raise typer.Exit
 
@@ -98,13 +99,13 @@ app = _group(
 )
 app.add_typer(
     _group(
-        "Draw, fetch, split and check data sets.",
+        "Create, download, split and check data sets.",
         {"sample": sample, "fetch": fetch, "split": split, "check": check},
     ),
     name="data",
 )
 app.add_typer(
-    _group("Look at and clear kept activations.", {"info": show_cache, "clear": clear}),
+    _group("Show and clear cached features.", {"info": show_cache, "clear": clear}),
     name="cache",
 )
 app.add_typer(

@@ -1,4 +1,4 @@
-"""The only room that prints: results on stdout, everything else on stderr."""
+"""The only module that prints: results on stdout, everything else on stderr."""
 
 import io
 import json
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from rich.table import Table
     from tqdm import tqdm
 
-NOTES = 10  # lines of one kind
-UNLIMITED = 1_000_000  # columns, to find out how wide a table is
+NOTES = 10  # lines of one kind that are shown
+UNLIMITED = 1_000_000  # columns, to measure the width of a table
 
 
 @dataclass
 class Settings:
-    """How the command that runs prints.
+    """How the running command prints.
 
     Attributes:
         json: Print the result as JSON.
         quiet: Print results and errors only.
         traceback: Show the Python traceback of an error.
-        needs_reader: A closed stdout is an error, as it is in training.
+        needs_reader: A closed stdout is an error, as in training.
     """
 
     json: bool = False
@@ -42,7 +42,7 @@ settings = Settings()
 
 
 class OutputClosedError(MachineError):
-    """The reader of stdout has left, as in `mnet … | head`, and the command does not need it."""
+    """stdout was closed by its reader, as in `mnet … | head`, which is no error of the command."""
 
 
 def line(content: object = "") -> None:
@@ -51,10 +51,10 @@ def line(content: object = "") -> None:
 
 
 def text(content: str) -> None:
-    """Print text of several lines, which mnet made itself, as a result.
+    """Print text of several lines as a result; it must not contain unescaped names.
 
     Raises:
-        OutputClosedError: Nobody reads it any more.
+        OutputClosedError: The reader has closed it.
         MachineError: It cannot be written.
     """
     with _written(sys.stdout):
@@ -62,19 +62,19 @@ def text(content: str) -> None:
 
 
 def flush() -> None:
-    """Write what is still in the buffer of stdout; raises as `text` does."""
+    """Write the buffer of stdout; raises as `text` does."""
     with _written(sys.stdout):
         sys.stdout.flush()
 
 
 def note(content: object) -> None:
-    """Print one line of news on stderr, unless `--quiet`."""
+    """Print one line on stderr, unless `--quiet`."""
     if not settings.quiet:
         _write_news(printable(str(content)) + "\n")
 
 
 def notes(texts: Sequence[str]) -> None:
-    """Print the first of many lines of news, and how many more there are."""
+    """Print the first lines of a long list on stderr, and how many more there are."""
     for content in texts[:NOTES]:
         note(f"note: {content}")
     if len(texts) > NOTES:
@@ -82,9 +82,9 @@ def notes(texts: Sequence[str]) -> None:
 
 
 def error(problem: MnetError) -> None:
-    """Print an error: its details, then the one line that says it all."""
+    """Print an error: its details, then its message on one line."""
     lines = [*problem.details, f"mnet: error: {problem}"]
-    with suppress(MachineError), _written(sys.stderr):  # if closed, the exit code must do
+    with suppress(MachineError), _written(sys.stderr):  # closed: only the code is left
         sys.stderr.write("".join(printable(one) + "\n" for one in lines))
 
 
@@ -99,10 +99,10 @@ def json_line(content: Any) -> None:
 
 
 def show(content: Any, render: Callable[[], None]) -> None:
-    """Print a result: `content` as JSON if asked for, else whatever `render` prints.
+    """Print a result: `content` as JSON with `--json`, else what `render` prints.
 
-    Where the reader leaves before the end, the rest is dropped and the command goes on: what it
-    still checks decides on its exit code.
+    If the reader closes stdout before the end, the rest is dropped and the command continues,
+    because later checks may change its exit code.
     """
     with suppress(OutputClosedError):
         if settings.json:
@@ -119,13 +119,13 @@ def table(
     title: str = "",
     news: bool = False,
 ) -> None:
-    """Print a table; columns whose name starts with `>` are set to the right.
+    """Print a table; columns whose name starts with `>` are aligned right.
 
     Args:
         columns: The header.
         rows: The cells; numbers as the caller formatted them.
         title: Above the table.
-        news: Print on stderr and respect `--quiet`: the table is no result.
+        news: Print on stderr, unless `--quiet`: the table is not a result.
     """
     if news and settings.quiet:
         return
@@ -135,7 +135,7 @@ def table(
     drawn = _draw(columns, rows, title)
     terminal = stream.isatty()
     width = None if terminal else _width(drawn)
-    # Not straight to the stream: rich ends the process where a pipe is closed.
+    # Not directly to the stream: rich exits the process if a pipe is closed.
     page = io.TextIOWrapper(io.BytesIO(), stream.encoding, errors="backslashreplace")
     Console(file=page, width=width, force_terminal=terminal, highlight=False).print(drawn)
     page.seek(0)
@@ -143,7 +143,7 @@ def table(
 
 
 def fits(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
-    """Whether `table` can print on stdout without breaking a cell: always off a terminal."""
+    """Whether `table` fits into the terminal without breaking a cell; always true elsewhere."""
     from rich.console import Console
 
     return not sys.stdout.isatty() or _width(_draw(columns, rows)) <= Console().width
@@ -168,7 +168,7 @@ def _draw(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
 
 
 def _width(drawn: "Table") -> int:
-    """Columns that a table takes with no cell broken."""
+    """The width of a table in columns if no cell is broken."""
     from rich.console import Console
 
     return Console(width=UNLIMITED).measure(drawn).maximum
@@ -182,7 +182,7 @@ def has_bars() -> bool:
 class Bar:
     """A progress bar on stderr.
 
-    It appears with the first step, goes with the last, and comes back for another round.
+    The bar appears at the first step and disappears at the last; it can be used again.
 
     Args:
         title: What is done.
@@ -237,7 +237,7 @@ def bar(title: str, unit: str = "image") -> Iterator[Bar]:
 
 
 def _above_bars() -> AbstractContextManager[None]:
-    """Take the bars that are on the screen, if any, out of the way of what is written."""
+    """Clear the progress bars, if any, while something is written."""
     if "tqdm" not in sys.modules:
         return nullcontext()
     from tqdm import tqdm
@@ -246,17 +246,17 @@ def _above_bars() -> AbstractContextManager[None]:
 
 
 def lost_stream(stream: TextIO, error: OSError) -> MachineError:
-    """The error of a stream that cannot be written; what is still to come is dropped.
+    """The error for a stream that cannot be written; later output is dropped.
 
     Args:
-        stream: stdout or stderr. That stderr has no reader any more is an error, unless it is the
-            same pipe as stdout (`mnet … 2>&1 | head`).
-        error: What writing to it raised.
+        stream: stdout or stderr. A closed stderr is an error, unless it is the same pipe as
+            stdout (`mnet … 2>&1 | head`).
+        error: The error that writing raised.
     """
     closed = isinstance(error, BrokenPipeError)
     shared = os.path.sameopenfile(stream.fileno(), sys.stdout.fileno())
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    # Without this the interpreter would try once more at its exit, and leave with code 120.
+    # Otherwise the interpreter writes again at its exit, and exits with code 120.
     for lost in (stream, sys.stdout) if shared else (stream,):
         os.dup2(nowhere, lost.fileno())
     os.close(nowhere)
@@ -271,7 +271,7 @@ def lost_stream(stream: TextIO, error: OSError) -> MachineError:
 
 @contextmanager
 def _written(stream: TextIO) -> Iterator[None]:
-    """Every write to stdout and stderr goes through here, the bars' apart."""
+    """Turn the errors of a write to stdout or stderr into MachineErrors."""
     try:
         yield
     except OSError as error:
@@ -284,12 +284,12 @@ def _write_news(content: str) -> None:
 
 
 def percent(share: float) -> str:
-    """A share in 0..1 as a percentage with one decimal."""
+    """A fraction in 0..1 as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
 
 
 def of_classes(scored: int, total: int) -> str:
-    """What a mean over classes is over, where it is not all of them: ` over 4 of 5 classes`."""
+    """Says over how many classes a mean was taken, if not all: ` over 4 of 5 classes`."""
     return f" over {scored:,} of {total:,} classes" if scored < total else ""
 
 
@@ -301,4 +301,4 @@ def counts(values: Mapping[str, int]) -> str:
 def _plain_value(value: object) -> object:
     if isinstance(value, Path):
         return readable(str(value))
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -7,7 +7,7 @@ import typer
 
 
 def run_behind(path: Path | None) -> Path | None:
-    """Take the run that runs/latest names where it is a text file, not a link."""
+    """Resolve runs/latest where it is a text file instead of a link."""
     from mnet_cli.training.run_directory import follow_latest
 
     return path and follow_latest(path)
@@ -24,10 +24,10 @@ CheckpointOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or mps; auto takes the fastest there is.")
+    str, typer.Option(help="auto, cpu, cuda or mps; auto takes the fastest that is available.")
 ]
 BatchSizeOption = Annotated[
-    int, typer.Option(min=1, max=4096, help="Images that each core, or the GPU, takes at a time.")
+    int, typer.Option(min=1, max=4096, help="Images per forward pass, on each core or on the GPU.")
 ]
 FastDecodeOption = Annotated[
     bool,
@@ -38,5 +38,7 @@ FastDecodeOption = Annotated[
 ]
 OverrideOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.epochs=3."
+    ),
 ]

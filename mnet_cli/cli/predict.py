@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -42,6 +43,7 @@ def predict(
     plot: Annotated[
         Path | None, typer.Option(help="Write the picture with its answer to this PNG file.")
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open the picture of --plot.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Let --plot replace a file.")] = False,
     batch_size: BatchSizeOption = 8,
     fast_decode: FastDecodeOption = False,
@@ -52,6 +54,8 @@ def predict(
         raise UsageError("--csv", "given with --json", "one of the two was expected")
     if as_csv and topk:
         raise UsageError("--topk", "no effect with --csv, which has a column a class")
+    if show and not plot:
+        raise UsageError("--show", "no picture to open", next_step='Add "--plot FILE.png"')
     if plot and plot.exists() and not force:
         raise UsageError(f"--plot {plot}", "exists", "a new file was expected", "Or add --force")
 
@@ -87,6 +91,8 @@ def predict(
         failures += answer.error is not None
         if plot and not answer.error:
             _plot(answer, plot, names, count, reject)
+            if show:
+                _open(plot)
     if failures:
         raise DataError(
             str(answer.path) if one else "predict",
@@ -191,3 +197,12 @@ def _plot(
     title = f"class: {answer.answer(names, reject)}  prob: {ranked[0][1]:.3f}"
     save_picture(draw_prediction(read_image(answer.path), title, ranked), path)
     console.note(f"picture: {path}")
+
+
+def _open(picture: Path) -> None:
+    """Open a picture in the desktop's viewer, or say that there is none."""
+    import webbrowser  # picks xdg-open, open or os.startfile
+
+    desktop = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
+    if not (desktop and webbrowser.open(picture.absolute().as_uri())):
+        console.note(f"note: no display to open the picture on: open {picture} yourself")

@@ -33,7 +33,21 @@ LOSS_PERIOD = 0.5  # seconds between two losses on the bar
 def train(
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped recipe."),
+        typer.Argument(
+            help="A recipe file, or the name of a shipped recipe.",
+            show_default="v2_flowers, with --data",
+        ),
+    ] = None,
+    recipe_option: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="The same as RECIPE.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to train on: a folder with one folder per class, or with train/ and "
+            "val/. Replaces data.root.",
+            show_default="the recipe's",
+        ),
     ] = None,
     overrides: OverrideOption = None,
     out: Annotated[
@@ -42,30 +56,43 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the run in this directory.", callback=run_behind),
+        typer.Option(help="Continue the run in this directory.", callback=run_behind),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train the model that a recipe describes and keep the best checkpoint."""
-    from mnet_cli.recipe import load_recipe
+    """Train the model that a recipe describes and save the best checkpoint."""
+    from mnet_cli.recipe import data_overrides, select_recipe
 
     _refuse_launcher()
     root = None
     if resume and out:
-        raise UsageError("--out", "given with --resume", "the run stays where it is")
+        advice = "Leave --out out: the run stays where it is"
+        raise UsageError("--out", "given with --resume", next_step=advice)
+    if recipe and recipe_option:
+        advice = "Give one of the two"
+        raise UsageError(f"--recipe {recipe_option}", f"given with {recipe}", next_step=advice)
+    recipe = recipe or recipe_option
     if resume:
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
-        resolved = _recipe_of(resume, recipe, overrides or ())
+        resolved = _recipe_of(resume, recipe, data_overrides(overrides or (), data))
         if (resume / "summary.json").is_file():
             _show_complete(resume)
             return
         root = _data_of(resume, resolved)
-    elif recipe:
-        resolved = load_recipe(recipe, overrides or ())
+    elif recipe or data:
+        resolved = select_recipe(recipe, overrides or (), data)
+        if not recipe:
+            console.note(f"recipe: v2_flowers, the default, with data.root: {data}")
     else:
-        raise UsageError("mnet train", "no recipe", "--recipe or --resume was expected")
+        raise UsageError(
+            "mnet train",
+            "no recipe and no images",
+            next_step="Give a recipe (mnet train v2_flowers), your images (mnet train --data DIR) "
+            "or a run to continue (mnet train --resume DIR)",
+        )
 
     from mnet_cli.models.device import choose_device
+    from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
     from mnet_cli.training.summary import summarize, write_results
@@ -76,21 +103,25 @@ def train(
         from mnet_cli.report.tensorboard import EpochWriter, require_tensorboard
 
         require_tensorboard()  # before anything is made
+    if not resume:
+        with console.bar("downloading", unit="B") as on_progress:
+            download_data(resolved, console.note, on_progress)
+        resolved = with_validation(resolved, console.note)
     with console.bar("checking images") as on_progress:
-        data = prepare_data(resolved, on_progress, root)
-    console.notes(data.notes)
-    if data.skipped:
-        console.note(f"note: {len(data.skipped)} bad images left out, see skipped.csv in the run")
-    without = data.without_images("val")
+        images = prepare_data(resolved, on_progress, root)
+    console.notes(images.notes)
+    if images.skipped:
+        console.note(f"note: {len(images.skipped)} bad images left out, see skipped.csv in the run")
+    without = images.without_images("val")
     if without:
         console.note(f"note: no validation images of {listing(without)}: left out of macro-F1")
-    images = console.counts({split: len(s) for split, s in data.splits.items()})
-    console.note(f"data: {data.root}: {len(data.class_names)} classes, {images}")
+    counts = console.counts({split: len(s) for split, s in images.splits.items()})
+    console.note(f"data: {images.root}: {len(images.class_names)} classes, {counts}")
     with console.bar("weights", unit="B") as on_progress:
         if resume:
-            job = resume_job(resolved, data, chosen, resume, on_progress)
+            job = resume_job(resolved, images, chosen, resume, on_progress)
         else:
-            job = prepare_job(resolved, data, chosen, out, on_progress)
+            job = prepare_job(resolved, images, chosen, out, on_progress)
     if job.resume_state:
         console.note(f"resumed: {job.run} at step {job.resume_state.training['step']:,}")
     else:
@@ -191,7 +222,7 @@ def _saying_how_to_resume(run: Path) -> Iterator[None]:
     except StopSignal as stop:
         state = run / "last.pt"
         place = f"The state is in {state}" if state.exists() else "No step is saved yet"
-        stop.next_step = f"{place}. Go on with: mnet train --resume {shlex.quote(str(run))}"
+        stop.next_step = f'{place}. Run "mnet train --resume {shlex.quote(str(run))}"'
         raise
 
 
@@ -210,26 +241,26 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     if not file.is_file():
         raise WeightsError(
             str(run),
-            "no run that could go on",
-            "a run directory of mnet train was expected",
-            "Start one with --recipe",
+            "not a run directory of mnet train",
+            next_step='Start a run with "mnet train RECIPE"',
         )
     if not recipe and not overrides:
         return load_resolved(file)
 
+    from mnet_cli.training.data_root import with_validation
     from mnet_cli.training.resume import recipe_differences
 
-    wanted = load_recipe(recipe or file, overrides)
-    differences = recipe_differences(plain_values(load_resolved(file)), plain_values(wanted))
+    given = load_recipe(recipe or file, overrides)
+    given = with_validation(given)  # as it was done when the run was started
+    differences = recipe_differences(plain_values(load_resolved(file)), plain_values(given))
     if differences:
         raise RecipeError(
             str(file),
-            f"another recipe ({len(differences)} keys differ)",
-            "the run's own was expected",
-            "Leave --recipe and --set out, or start a new run",
-            differences,
+            f"the run has another recipe ({len(differences)} keys differ)",
+            next_step="Leave the recipe and --set out, or start a new run",
+            details=differences,
         )
-    return wanted
+    return given
 
 
 def _data_of(run: Path, recipe: "Recipe") -> Path:

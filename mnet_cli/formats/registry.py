@@ -64,6 +64,9 @@ def format_of(path: Path) -> Format | None:
 def _names_by_suffix() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in FORMATS.names():
-        suffix = find_format(name).suffix
+        try:
+            suffix = find_format(name).suffix
+        except MachineError:  # of a broken package: other formats do not need it
+            continue
         found[suffix] = (*found.get(suffix, ()), name)
     return found

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import WeightsError
-from mnet_cli.formats.base import Run, filled
+from mnet_cli.errors import MnetError, WeightsError
+from mnet_cli.formats.base import Run, filled, not_loadable
 from mnet_cli.formats.contract import Contract, document_of
 from mnet_cli.formats.registry import format_of
 from mnet_cli.system.hashing import content_sha256
@@ -63,7 +63,12 @@ def open_classifier(path: Path, device: str) -> Classifier:
     if kind is None:
         return _open_checkpoint(path, device)
     refuse_changed(path)
-    run, contract = kind.load(path, device)
+    try:
+        run, contract = kind.load(path, device)
+    except MnetError:
+        raise
+    except Exception as error:  # a format of another package may raise anything
+        raise not_loadable(path, f"a file of {type(kind).__name__} ({error})") from error
     check_class_indices(path, contract.class_names)
     return Classifier(
         classify=as_classify(run, contract),

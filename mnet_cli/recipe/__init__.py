@@ -11,6 +11,7 @@ from mnet_cli.recipe.loading import (
     shipped_recipes,
 )
 from mnet_cli.recipe.schema import Data, Model, Output, Phase, Recipe, Train, json_schema
+from mnet_cli.recipe.selection import as_overrides, data_overrides, select_recipe
 
 __all__ = [
     "Data",
@@ -19,6 +20,8 @@ __all__ = [
     "Phase",
     "Recipe",
     "Train",
+    "as_overrides",
+    "data_overrides",
     "dump_recipe",
     "find_recipe",
     "json_schema",
@@ -27,5 +30,6 @@ __all__ = [
     "parse_recipe",
     "plain_values",
     "restore_recipe",
+    "select_recipe",
     "shipped_recipes",
 ]

@@ -90,12 +90,17 @@ class Data(Section):
         description="Folder with train/ and val/, or one folder of classes with val_fraction; "
         "relative to the working folder."
     )
+    download: Literal["flowers"] | None = Field(
+        None,
+        description="Data set to download if root does not exist: flowers (3,670 photographs, "
+        "229 MB). It is put beside root, and split into root/train and root/val.",
+    )
     val_fraction: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="Share of each class set aside for validation; "
-        "only for a root that is one folder of classes.",
+        "only for a root that is one folder of classes, where the default is 0.2.",
     )
     image_size: int = Field(
         224, ge=32, le=1024, description="Side of the square input in pixels (rho times 224)."

@@ -1,1 +1,1 @@
-"""What every other package stands on: files, hashes, downloads, signals, the machine."""
+"""Files, hashes, downloads, signals and the machine: no domain code."""

@@ -1,4 +1,4 @@
-"""The one way in which mnet writes files: whole under the final name, or not at all."""
+"""Atomic writes: a file or folder appears complete under its final name, or not at all."""
 
 import csv
 import errno
@@ -23,7 +23,7 @@ NO_FOLDER_SYNC = (  # what opening or syncing a folder gives where that is not s
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that takes its name once it is safely on disk.
+    """Open a temporary file beside `path` that is renamed to `path` once it is on disk.
 
     The file is flushed, fsynced and renamed with `os.replace`, then the folder is fsynced;
     a reader sees the old file or the new one, never a part. If the block raises, the
@@ -46,17 +46,17 @@ def atomic_write(path: Path, mode: str = "wb", **open_options: Any) -> Iterator[
         publish(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _not_writable(path, error) from error
+        raise not_writable(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete file or folder its final name, once its bytes are safely on disk.
+    """Rename a complete file or folder to its final name, once its bytes are on disk.
 
-    No system replaces a folder that has something in it in one step: an older one is renamed
-    away first and removed last, so that a reader sees one, the other or, for a moment, none.
+    No system replaces a folder that is not empty in one step: an older one is renamed
+    first and deleted last, so a reader sees the old one, the new one or, for a moment, none.
 
     Args:
         temporary: The file or folder, in the same file system as `path`.
@@ -70,7 +70,7 @@ def publish(temporary: Path, path: Path) -> None:
     for part in temporary.rglob("*"):
         (_sync_folder if part.is_dir() else _sync_file)(part)
     _sync_folder(temporary)
-    older = _temporary(temporary.with_name(path.name))  # goes as a leftover if killed
+    older = _temporary(temporary.with_name(path.name))  # if killed: removed as a leftover
     if path.exists():
         path.rename(older)
     try:
@@ -85,7 +85,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` for files that `publish` will move out; it goes with the block.
+    """A folder inside `folder` for files that `publish` will move out; it is deleted at the end.
 
     Raises:
         MachineError: The operating system refused, in the block too.
@@ -97,7 +97,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         scratch.mkdir()
         yield scratch
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -105,14 +105,15 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, *, name: str | None = None, owned: bool = False) -> None:
     """Remove what processes which were killed left in `folder` under temporary names.
 
-    Processes of other hosts and containers may share the folder; whether they still run cannot
-    be told here, so their files stay, as do those of earlier versions, which name no host.
+    Processes of other hosts and containers may use the same folder. This host cannot know
+    whether they still run, so their files stay, as do those of earlier versions, which name
+    no host.
 
     Args:
         folder: Where to look.
-        name: Only what was to become the file or folder of this name; of any name if None.
-        owned: No other process writes there, so that whatever lies there is left over; a
-            process that was killed in a container has often the number of this one.
+        name: Only temporary files of the file or folder of this name; all of them if None.
+        owned: No other process writes there, so every temporary file is a leftover. A process
+            that was killed in a container often had the same number as this one.
     """
     for path in folder.glob(".*.tmp"):
         final, owner, _ = path.name.rsplit(".", 2)
@@ -125,15 +126,15 @@ def remove_leftovers(folder: Path, *, name: str | None = None, owned: bool = Fal
 
 
 def _temporary(path: Path) -> Path:
-    """The name of this process's own until a file or folder takes its final one."""
+    """The temporary name of a file or folder of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.tmp")
 
 
 @cache
 def _host() -> str:
-    """What tells this host's processes from others': its name and its space of pids, hashed.
+    """A short hash of the host's name and its process namespace.
 
-    Containers may share a host's name, and long names differ at their ends.
+    Containers may have the same host name, so the name alone is not enough.
     """
     space = ""
     with suppress(OSError):
@@ -150,26 +151,26 @@ def _remove(path: Path) -> None:
 
 def _is_running(process: int) -> bool:
     if os.name != "posix":
-        return True  # elsewhere there is no signal that only asks
+        return True  # Windows has no signal 0
     try:
-        os.kill(process, 0)  # asks, and sends nothing
+        os.kill(process, 0)  # only checks that the process exists
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # another user's, or no number of a process
+        return True  # a process of another user, or not a process number
     return True
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `folder` that takes its name once it is complete.
+    """Fill a temporary folder beside `folder` that is renamed to `folder` once it is complete.
 
     If the block raises, the temporary folder is removed and `folder` is as it was. What a
     process that was killed left of `folder` is removed first.
 
     Args:
-        folder: The final name; nothing or an empty folder may stand there. Missing parents
-            are made.
+        folder: The final name; it must not exist, or be an empty folder. Missing parents
+            are created.
 
     Raises:
         MachineError: The operating system refused.
@@ -182,16 +183,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():
-            folder.rmdir()  # refuses a folder that has been filled meanwhile
+            folder.rmdir()  # fails if another process has put files there
         temporary.rename(folder)
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:  # some systems sync only what may be written
+    with path.open("r+b") as file:  # some systems sync only files opened for writing
         os.fsync(file.fileno())
 
 
@@ -210,25 +211,25 @@ def _sync_folder(folder: Path) -> None:
             raise
 
 
-def _not_writable(path: Path, error: OSError) -> MachineError:
+def not_writable(path: Path, error: OSError) -> MachineError:
+    """The error of a file or folder that the operating system refuses to write."""
     return MachineError(
         str(path),
         f"cannot be written ({error.strerror or error})",
-        "a writable folder with free space was expected",
-        "Free some space or choose another folder",
+        next_step="Free some space or choose another folder",
     )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON with an indent of four, whole or not at all."""
-    # What backslashreplace makes of a byte that is not UTF-8 is what JSON would escape it as.
+    """Write `content` as JSON with an indent of four, atomically."""
+    # backslashreplace writes a byte that is not UTF-8 as the escape that JSON uses.
     with atomic_write(path, "w", errors="backslashreplace") as file:
         json.dump(content, file, indent=4, ensure_ascii=False)
         file.write("\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` under a header of `columns`, whole or not at all."""
+    """Write `rows` under a header of `columns` as CSV, atomically."""
     with atomic_write(path, "w", newline="", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Download one file: resumable, hash-checked before it gets its name, never over plain http."""
+"""Download one file: resumable, verified by its hash, over https only."""
 
 import os
 import socket
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mnet_cli.errors import MachineError
+from mnet_cli.system.atomic import not_writable
 from mnet_cli.system.hashing import file_sha256
 
 CHUNK = 1 << 16  # bytes
@@ -22,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class _Job:
-    """What every step of one download needs to know."""
+    """The parameters of one download."""
 
     url: str
     destination: Path
@@ -37,9 +38,8 @@ class _Job:
     def failure(self, found: str) -> MachineError:
         return MachineError(
             self.url,
-            found,
-            f"{self.destination.name} with sha256 {self.sha256} was expected",
-            f"Try again, or download it elsewhere and put it at {self.destination}",
+            f"{found}; this file must have sha256 {self.sha256}",
+            next_step=f"Try again, or download it elsewhere and save it as {self.destination}",
         )
 
 
@@ -52,18 +52,18 @@ def download(
     on_progress: Callable[[int, int], None] | None = None,
     timeout: float = 30.0,
 ) -> Path:
-    """Bring a file to `destination`, unless it is there with the right hash already.
+    """Download a file to `destination`, unless a file with the right hash is there already.
 
-    What has arrived waits in `<name>.part` beside the destination, and the next call goes on
-    from there if the server can (RFC 9110, section 14). A destination that exists is hashed
-    at every call and replaced if its hash is wrong.
+    Received bytes are stored in `<name>.part` beside the destination, and the next call
+    continues from there if the server supports it (RFC 9110, section 14). A destination that
+    exists is hashed at every call and replaced if its hash is wrong.
 
     Args:
-        url: An https address; http is taken for this machine alone.
-        destination: The final name; its folder is made if need be.
+        url: An https address; http is accepted for this machine only.
+        destination: The final name; its folder is created if it is missing.
         sha256: The expected digest in hex, or at least its first eight digits.
-        size: The greatest number of bytes to take; None allows 1 GiB.
-        on_progress: Called with bytes done and bytes in all (0 when unknown).
+        size: The maximum number of bytes to receive; None means 1 GiB.
+        on_progress: Called with bytes received and bytes in total (0 if unknown).
         timeout: Seconds without any data after which to give up.
 
     Returns:
@@ -90,21 +90,16 @@ def download(
             found = file_sha256(job.part)
             if not found.startswith(job.sha256):
                 job.part.unlink()
-                raise job.failure(f"its file has sha256 {found}")
-            # The folder is not synced as in `atomic`: a lost rename costs a download, no data.
+                raise job.failure(f"the server sent a file with sha256 {found}")
+            # The folder is not synced as in `atomic`: a lost rename costs only another download.
             job.part.replace(destination)
     except OSError as error:
-        raise MachineError(
-            str(destination),
-            f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
-            "Free some space or choose another folder",
-        ) from error
+        raise not_writable(destination, error) from error
     return destination
 
 
 def _receive(job: _Job, file: IO[bytes], on_progress: Callable[[int, int], None] | None) -> None:
-    """Append to `file`, or fill it anew, until the server has sent everything."""
+    """Append to `file`, or write it from the start, until the server has sent everything."""
     with _network(job):
         response, done = _open(job, offset=file.tell())
     file.truncate(done)
@@ -113,13 +108,13 @@ def _receive(job: _Job, file: IO[bytes], on_progress: Callable[[int, int], None]
         total = done + int(length) if length.isdecimal() else 0
         while True:
             with _network(job):
-                chunk = response.read1(CHUNK)  # unlike read, keeps what came before a stall
+                chunk = response.read1(CHUNK)  # unlike read, returns the bytes before a stall
             if not chunk:
                 break
             done += len(chunk)
             if max(done, total) > job.cap:
                 job.part.unlink()
-                raise job.failure(f"it sends more than {job.cap} bytes")
+                raise job.failure(f"the server sends more than {job.cap} bytes")
             file.write(chunk)
             if on_progress:
                 on_progress(done, total)
@@ -128,13 +123,13 @@ def _receive(job: _Job, file: IO[bytes], on_progress: Callable[[int, int], None]
 
 
 def _open(job: _Job, offset: int) -> tuple[HTTPResponse, int]:
-    """Ask for the bytes from `offset` on; return the answer and where it really begins."""
+    """Request the bytes from `offset` on; return the response and its real first byte."""
     headers = {"User-Agent": "mnet"} | ({"Range": f"bytes={offset}-"} if offset else {})
     opener = build_opener(_HttpsRedirects(job))
     try:
         response = opener.open(Request(job.url, headers=headers), timeout=job.timeout)
     except HTTPError as error:
-        if not (offset and error.code == 416):  # the part is longer than the file
+        if not (offset and error.code == 416):  # the .part file is longer than the file
             raise
         error.close()
         return _open(job, 0)
@@ -149,7 +144,7 @@ def _open(job: _Job, offset: int) -> tuple[HTTPResponse, int]:
 
 
 class _HttpsRedirects(HTTPRedirectHandler):
-    """Follow redirects, but never off https."""
+    """Follow redirects to https addresses only."""
 
     def __init__(self, job: _Job) -> None:
         self.job = job
@@ -171,7 +166,7 @@ def _check_address(job: _Job, address: str) -> None:
 
 
 def _claim(job: _Job, file: IO[bytes]) -> None:
-    """Keep a second process from writing the same part (POSIX)."""
+    """Prevent a second process from writing the same .part file (POSIX)."""
     if os.name != "posix":
         return
     import fcntl
@@ -182,15 +177,15 @@ def _claim(job: _Job, file: IO[bytes]) -> None:
         raise MachineError(
             str(job.part),
             "another process is downloading this file",
-            next_step="Start again when it is done",
+            next_step="Start again when it has finished",
         ) from error
-    except OSError:  # a network folder without locks; the hash still guards the result
+    except OSError:  # a network folder without locks; the hash is still checked
         return
 
 
 @contextmanager
 def _network(job: _Job) -> Iterator[None]:
-    """Turn whatever the network raises into the one error, with the way around it."""
+    """Turn every network error into a MachineError that says what to do."""
     try:
         yield
     except HTTPError as error:
@@ -199,9 +194,9 @@ def _network(job: _Job) -> Iterator[None]:
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else error
         if isinstance(cause, TimeoutError):
-            found = f"no data for {job.timeout:g} seconds"
+            found = f"no data received for {job.timeout:g} seconds"
         elif isinstance(cause, socket.gaierror):
-            found = "the host's name cannot be resolved; is there a network?"
+            found = "the host name cannot be resolved (no network?)"
         else:
             found = f"the connection failed ({cause})"
         raise job.failure(found) from error

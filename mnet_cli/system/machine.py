@@ -1,12 +1,12 @@
-"""What the machine has and bears."""
+"""CPU cores and open files of this machine."""
 
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-BATCH = 8  # images that a core takes through a network at a time: more no longer fit its cache
-SPARE_FILES = 100  # open files left for images, checkpoints and the pipes of worker processes
+BATCH = 8  # images per forward pass and core: larger batches do not fit the core's cache
+SPARE_FILES = 100  # reserved for images, checkpoints and the pipes of worker processes
 
 
 def cores() -> int:
@@ -17,30 +17,30 @@ def cores() -> int:
 
 
 def allow_open_files(count: int) -> int:
-    """Let this process keep `count` more files open, as far as the system permits.
+    """Let this process open `count` more files, if the system permits.
 
-    The soft limit on open files is raised where that is needed, at most to the hard limit.
+    The soft limit on open files is raised if necessary, at most to the hard limit.
 
     Returns:
-        How many more it may keep open, besides `SPARE_FILES`: `count`, or fewer, but at least 1.
+        How many more it may open, besides `SPARE_FILES`: `count`, or fewer, but at least 1.
     """
     try:
         import resource
-    except ImportError:  # Windows, where a mapping takes no file number
+    except ImportError:  # Windows, where a memory-mapped file needs no file number
         return count
     set_limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in set_limits)
     others = _open_files() + SPARE_FILES
-    wanted = min(others + count, hard)
-    if wanted > soft:
-        with suppress(ValueError, OSError):  # the system may have a lower limit of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, set_limits[1]))
-            soft = wanted
+    needed = min(others + count, hard)
+    if needed > soft:
+        with suppress(ValueError, OSError):  # the system may have a lower limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, set_limits[1]))
+            soft = needed
     return max(1, min(count, soft - others))
 
 
 def _open_files() -> int:
-    """How many files this process has open; 0 where the system does not list them."""
+    """How many files this process has open; 0 if the system does not list them."""
     with suppress(OSError):
         return sum(1 for _ in Path("/dev/fd").iterdir())
     return 0

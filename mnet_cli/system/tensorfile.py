@@ -1,7 +1,7 @@
-"""Read and write files of tensors without ever running what a file asks for.
+"""Read and write files of tensors without running code from the file.
 
-Reading takes torch's zip format, its older bare pickle and safetensors. Whatever is wrong
-with a file is said in one line before torch, which would advise unsafe loading, sees it.
+Three formats are read: torch's zip format, its older pickle format, and safetensors. A bad
+file is refused before torch reads it, because torch's message would advise unsafe loading.
 """
 
 import io
@@ -17,62 +17,66 @@ import torch
 
 from mnet_cli.errors import MachineError, WeightsError
 from mnet_cli.system.atomic import atomic_write
+from mnet_cli.system.text import text_in_place_of_data
 
-HEAD = 512  # bytes that tell a file's kind; a tar archive's mark ends at byte 262
+HEAD = 512  # bytes that identify the format; the mark of a tar archive ends at byte 262
 CHUNK = 1 << 20  # bytes
 
-EXPECTED = "a file of plain tensors was expected"
+NAME_FILE = "Give the path of a weights file"
 AGAIN = "Download or copy the file again"
-RESAVE = "Save the model's state_dict alone with torch.save, where the file comes from"
+RESAVE = "Save only the model's state_dict with torch.save, where the file comes from"
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a dict of tensors and plain values onto the CPU.
 
-    A zip's CRC-32 sums are compared first, so one flipped byte is found. The older pickle
-    format has no sums; a published file of that kind is guarded by its sha256 alone.
+    The CRC-32 checksums of a zip are compared first, so one flipped byte is found. The older
+    pickle format has no checksums; a published file in it is verified by its sha256 only.
 
     Args:
-        path: A file of `torch.save` (zip, or the pickle of torch before 1.6), or one named
-            `.safetensors`.
+        path: A file of `torch.save` (zip, or the pickle of torch before 1.6), or a
+            `.safetensors` file.
 
     Returns:
-        What the file holds, by name.
+        The content of the file, by name.
 
     Raises:
-        WeightsError: The file is missing, unreadable, damaged, of another kind, or holds
-            something else than plain tensors and values under text names.
+        WeightsError: The file is missing, unreadable, damaged, of another format, or contains
+            anything but plain tensors and values under text names.
         MachineError: A `.safetensors` file, and the safetensors package is not installed.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
             kind = "a directory" if path.is_dir() else "not a regular file"
-            raise WeightsError(str(path), kind, EXPECTED)
+            raise WeightsError(str(path), f"{kind}, not a file of weights", next_step=NAME_FILE)
         with path.open("rb") as file:
             content = _read(path, file)
     except FileNotFoundError as error:
-        raise WeightsError(str(path), "no such file", EXPECTED) from error
+        raise WeightsError(str(path), "no such file", next_step=NAME_FILE) from error
     except OSError as error:
-        raise WeightsError(str(path), f"cannot be read ({error.strerror})", EXPECTED) from error
+        raise WeightsError(
+            str(path), f"cannot be read ({error.strerror})", next_step="Check its permissions"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        found = "a dict with unnamed entries" if isinstance(content, dict) else _type(content)
-        raise WeightsError(str(path), f"holds {found}", "a dict by name was expected", RESAVE)
+        kind = "a dict with keys that are not text" if isinstance(content, dict) else _type(content)
+        problem = f"contains {kind}, not tensors by name"
+        raise WeightsError(str(path), problem, next_step=RESAVE)
     return content
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values as a torch zip file, whole or not at all.
+    """Write tensors and plain values as a torch zip file, atomically.
 
     Args:
         path: The final name; its folder must exist.
-        content: Tensors, numbers, text, None, and lists or dicts of these. Anything else,
-            numpy scalars and paths included, makes a file that `read_tensors` refuses.
+        content: Tensors, numbers, text, None, and lists or dicts of these. Anything else, such
+            as a numpy scalar or a path, gives a file that `read_tensors` refuses.
 
     Raises:
-        MachineError: The disk refused.
+        MachineError: The file cannot be written.
     """
-    # torch turns a failed write into a RuntimeError of its own; from memory it cannot fail,
-    # and the disk's errors reach atomic_write as they are.
+    # torch turns a failed write to disk into a RuntimeError without the cause. So torch writes
+    # to memory, and atomic_write sees the errors of the disk.
     archive = io.BytesIO()
     torch.save(content, archive)
     with atomic_write(path) as file:
@@ -89,68 +93,60 @@ def _read(path: Path, file: IO[bytes]) -> Any:
     if head.startswith(b"PK"):
         _check_zip(path, file)
     elif not head.startswith(b"\x80"):  # every pickle since protocol 2 starts so
-        found = f"not a file of torch (it begins with {head[:4].hex(' ')})"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN)
+        found = f"not a PyTorch file (its first bytes are {head[:4].hex(' ')})"
+        raise WeightsError(str(path), found, next_step=AGAIN)
     file.seek(0)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = "a pickle of Python objects, which could run code"
-        found += f" (it asks for {asked[1]})" if asked else ""
-        raise WeightsError(str(path), found, EXPECTED, RESAVE) from error
+        found += f" (it calls {asked[1]})" if asked else ""
+        raise WeightsError(str(path), found, next_step=RESAVE) from error
     except Exception as error:  # damaged pickles raise nearly every built-in type
         found = f"truncated or damaged ({_type(error)})"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN) from error
+        raise WeightsError(str(path), found, next_step=AGAIN) from error
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
-    """Refuse what commonly stands in a weights file's place, by its first bytes."""
-    text = head.lstrip().lower()
-    tells = (
+    """Refuse, by its first bytes, a file that is often found in place of weights."""
+    if text := text_in_place_of_data(head):
+        raise WeightsError(str(path), f"{text[0]}, not weights", next_step=text[1])
+    kinds = (
         (not head, "empty (0 bytes)", AGAIN),
         (head.count(0) == len(head), "filled with zeros", AGAIN),
         (
-            text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")),
-            "an HTML page, not weights",
-            "Download the file itself; the address led to a web page",
-        ),
-        (
-            text.startswith(b"version https://git-lfs"),
-            "a Git LFS pointer, not the weights it points to",
-            "Run git lfs pull where it comes from",
-        ),
-        (
             head[257:262] == b"ustar",
-            "a tar archive of torch before 0.2, an unsupported kind",
+            "a tar archive of torch before 0.2, which is not supported",
             RESAVE,
         ),
     )
-    for matches, found, next_step in tells:
+    for matches, found, next_step in kinds:
         if matches:
-            raise WeightsError(str(path), found, EXPECTED, next_step)
+            raise WeightsError(str(path), found, next_step=next_step)
 
 
 def _check_zip(path: Path, file: IO[bytes]) -> None:
-    """Refuse zips that are damaged or not of `torch.save`."""
+    """Refuse a zip that is damaged or was not written by `torch.save`."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
             if "constants.pkl" in names:
-                found = "a TorchScript archive, an unsupported kind"
-                raise WeightsError(str(path), found, EXPECTED, RESAVE)
+                found = "a TorchScript archive, which is not supported"
+                raise WeightsError(str(path), found, next_step=RESAVE)
             if "data.pkl" not in names:
-                raise WeightsError(str(path), "a zip, but not of torch.save", EXPECTED, RESAVE)
+                found = "a zip that torch.save did not write"
+                raise WeightsError(str(path), found, next_step=RESAVE)
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         found = f"truncated or damaged ({error})"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN) from error
+        raise WeightsError(str(path), found, next_step=AGAIN) from error
     except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         found = f"a damaged zip ({_type(error)})"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN) from error
+        raise WeightsError(str(path), found, next_step=AGAIN) from error
     if damaged:
         found = f"damaged (the checksum of {damaged} differs)"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN)
+        raise WeightsError(str(path), found, next_step=AGAIN)
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
@@ -161,13 +157,13 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
         raise MachineError(
             str(path),
             "reading it needs the safetensors package, which is not installed",
-            next_step='Run pip install "mnet-cli[timm]"',
+            next_step="""Run 'pip install "mnet-cli[timm]"'""",
         ) from error
     try:
         content: dict[str, Any] = load(data)
     except SafetensorError as error:
-        found = f"truncated, damaged or not of safetensors ({error})"
-        raise WeightsError(str(path), found, EXPECTED, AGAIN) from error
+        found = f"truncated, damaged or not a safetensors file ({error})"
+        raise WeightsError(str(path), found, next_step=AGAIN) from error
     return content
 
 

@@ -22,7 +22,7 @@ from mnet_cli.training.prepare import Progress, prepare_model, write_known
 from mnet_cli.training.run_directory import lock_run
 
 # Keys that may change when a run is resumed.
-FREE = ("output.", "data.root", "data.workers", "train.save_minutes")
+FREE = ("output.", "data.root", "data.download", "data.workers", "train.save_minutes")
 
 
 def resume_job(

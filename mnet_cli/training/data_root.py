@@ -1,0 +1,69 @@
+"""Prepare the folder of a new run's images: download it, or split it, where the recipe lets us."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mnet_cli.data.sources import flower_photos
+from mnet_cli.data.split import split_folder
+from mnet_cli.errors import MachineError
+from mnet_cli.recipe import Recipe
+
+VAL_FRACTION = 0.2  # of a folder that is not split, where the recipe does not say
+
+
+def download_data(
+    recipe: Recipe,
+    on_note: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Download and split the data set that `data.download` names, if `data.root` is missing.
+
+    Args:
+        recipe: Without `data.download`, and where `data.root` exists, nothing is done.
+        on_note: Called with one line before the download.
+        on_progress: Called with bytes received and bytes in total.
+
+    Raises:
+        MachineError: The network or the disk refuses.
+        DataError: The downloaded archive is not usable.
+    """
+    root = Path(recipe.data.root)
+    if not recipe.data.download or root.exists():
+        return
+    on_note(
+        f"data.root: {root} does not exist: downloading {recipe.data.download} (3,670 photographs, "
+        f"{flower_photos.SIZE / 1e6:.0f} MB) from {flower_photos.URL}"
+    )
+    try:
+        photos = flower_photos.fetch_flower_photos(
+            root.parent,
+            url=flower_photos.URL,
+            sha256=flower_photos.SHA256,
+            size=flower_photos.SIZE,
+            on_progress=on_progress,
+        )
+    except MachineError as error:
+        advice = f'{error.next_step}, or train on your own images with "--data DIR"'
+        raise MachineError(error.where, error.found, next_step=advice) from error
+    split_folder(photos, root)
+
+
+def with_validation(recipe: Recipe, on_note: Callable[[str], None] = lambda text: None) -> Recipe:
+    """Set `data.val_fraction` for a folder of classes that is not split into train and val.
+
+    Args:
+        recipe: Returned as it is where the folder is split or missing, or `data.val_fraction`
+            is set.
+        on_note: Called with one line that says what was set.
+    """
+    root, data = Path(recipe.data.root), recipe.data
+    is_split = all((root / split).is_dir() for split in ("train", "val"))
+    if data.val_fraction is not None or is_split or not root.is_dir():
+        return recipe
+    on_note(
+        f"{root} has no train/ and val/: {VAL_FRACTION:.0%} of each class is used for validation "
+        f"(data.val_fraction: {VAL_FRACTION})"
+    )
+    return recipe.model_copy(
+        update={"data": data.model_copy(update={"val_fraction": VAL_FRACTION})}
+    )
