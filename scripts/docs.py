@@ -22,7 +22,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-import mnet_cli
+from mnet_cli import api
 from mnet_cli.cli.app import app
 from mnet_cli.data.sources import SOURCES
 from mnet_cli.formats.registry import find_format
@@ -58,8 +58,9 @@ def command_page() -> Iterator[str]:
     yield "Results go to stdout, everything else to stderr. Every command has these options:\n"
     root = get_command(app)
     yield from _options(root.commands["train"], "mnet train", shared=True)
-    yield f"\n`mnet --version` prints the version ({mnet_cli.__version__} here)."
-    yield "The [exit codes](../troubleshooting.md) are the same for all commands."
+    yield "\nThe [exit codes](../troubleshooting.md) are the same for all commands."
+    yield "`mnet` without a command has these options:\n"
+    yield from _options(root, "mnet")
     yield from _commands(root, "mnet")
 
 
@@ -232,8 +233,6 @@ def names_page() -> Iterator[str]:
 
 def python_page() -> Iterator[str]:
     """The written introduction, then the signature and docstring of each public name."""
-    from mnet_cli import api
-
     yield (HERE / "docs/reference/python.md").read_text(encoding="utf-8")
     own = [
         thing for name in api.__all__ if (thing := getattr(api, name)).__module__ == api.__name__
