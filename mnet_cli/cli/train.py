@@ -267,8 +267,8 @@ def _write_report(job: "Job", result: "Fit", summary: Mapping[str, Any]) -> None
         evaluation=best,
         wrong=[
             WrongImage(
-                row["path"].relative_to(job.data.root).as_posix(),
-                row["path"],
+                row["image"].name,
+                row["image"],
                 row["true"],
                 row["predicted"],
                 row["prob"],

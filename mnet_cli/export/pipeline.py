@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnet_cli.data.dataset import DataSet
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, RefusedError, UsageError
 from mnet_cli.export.parity import Proof, compare, eager, fault, fused, is_same
@@ -87,7 +88,7 @@ class Exported:
 class Photographs:
     """What the answers are compared on: the checkpoint's own logits (N, C) and the labels (N,)."""
 
-    files: Sequence[Path]
+    files: Sequence[ImageFile]
     labels: NDArray[np.int64]
     expected: NDArray[np.float32]
 
@@ -159,7 +160,7 @@ def export(
 
 
 def _expected(
-    model: nn.Module, preprocess: Preprocess, files: Sequence[Path]
+    model: nn.Module, preprocess: Preprocess, files: Sequence[ImageFile]
 ) -> NDArray[np.float32]:
     """The checkpoint's own logits (N, C), by PyTorch.
 
@@ -302,7 +303,7 @@ def _size(path: Path) -> int:
 
 def calibration_photographs(
     images: DataSet, plan: Plan, seed: int
-) -> tuple[list[Path], dict[str, Any]]:
+) -> tuple[list[ImageFile], dict[str, Any]]:
     """Choose training photographs to calibrate with, as many of each class.
 
     Returns:
@@ -330,7 +331,7 @@ def balanced(labels: NDArray[np.int64], count: int, seed: int) -> list[int]:
 
 
 def _answers(
-    classify: Classify, preprocess: Preprocess, files: Sequence[Path]
+    classify: Classify, preprocess: Preprocess, files: Sequence[ImageFile]
 ) -> NDArray[np.float32]:
     return stacked(outputs_of(files, preprocess, classify, BATCH), len(files))
 
