@@ -12,7 +12,7 @@ from mnet_cli.errors import DataError, UsageError
 from mnet_cli.system.text import readable
 
 if TYPE_CHECKING:
-    from mnet_cli.data.audit import Finding, Audit
+    from mnet_cli.data.audit import Audit, Finding
     from mnet_cli.data.split import SplitCounts
 
 LISTED = 10  # findings of a kind on the screen; --json lists all

@@ -261,14 +261,14 @@ def _judge(
     return fault(proof, contract.precision, max_drop), proof
 
 
-def _differs(file: Path, found: NDArray[np.float32], files: Sequence[Path]) -> str:
+def _differs(file: Path, found: NDArray[np.float32], files: Sequence[ImageFile]) -> str:
     """Say whether a file that now carries its proof still answers as when it was judged."""
     few = [files[index] for index in range(min(BATCH, len(files)))]
     same = np.array_equal(_answers_of(file, few), found[: len(few)])
     return "" if same else "other answers once the proof was written into it"
 
 
-def _answers_of(file: Path, photographs: Sequence[Path]) -> NDArray[np.float32]:
+def _answers_of(file: Path, photographs: Sequence[ImageFile]) -> NDArray[np.float32]:
     """Load a file in its own runtime and let it answer."""
     classifier = open_classifier(file, "cpu")
     return _answers(classifier.classify, classifier.preprocess, photographs)
