@@ -18,6 +18,7 @@ from torch import nn
 
 from mnet_cli.data import loader as loaders
 from mnet_cli.data.augment import Augmentation
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.loader import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.validate import check_images
@@ -53,6 +54,7 @@ def files(photos, tmp_path):
 
 def dataset(files, augmentation=CROPS, seed=3, preprocess=SMALL):
     labels = np.zeros(len(files), np.int64)
+    files = [*map(FileImage, files)]
     return ViewDataset(files, labels, check_images(files).sha256, preprocess, augmentation, seed)
 
 
