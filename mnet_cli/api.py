@@ -4,19 +4,18 @@ Use it as `mnet_cli.load` and `mnet_cli.train`. Nothing is printed, no signal ha
 installed, and every error is an `MnetError` (see `mnet_cli.errors`).
 """
 
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mnet_cli.data.images import decode_image, read_image
+from mnet_cli.data.image_files import ImageFile, ImageInput, image_of
+from mnet_cli.data.images import read_image
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError, MnetError, UsageError
 from mnet_cli.inference import classifier as inference
@@ -27,9 +26,6 @@ from mnet_cli.training.run_images import open_images
 
 if TYPE_CHECKING:
     from mnet_cli.inference.evaluate import Evaluation
-
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-"""A path, the bytes of an image file, a PIL image, or an RGB array (H, W, 3), uint8."""
 
 _ONE_IMAGE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 
@@ -110,7 +106,10 @@ class Classifier:
     def _predict(self, images: Sequence[Any]) -> list[Prediction]:
         """Predict images with one forward pass."""
         background = self.preprocess.background
-        inputs = [eval_array(_decode(image, background), self.preprocess) for image in images]
+        inputs = [
+            eval_array(read_image(_as_image(image), background), self.preprocess)
+            for image in images
+        ]
         probabilities = softmax(self._opened.classify(np.stack(inputs)))  # (N, C)
         return [self._as_prediction(row) for row in probabilities.tolist()]
 
@@ -138,7 +137,7 @@ class Classifier:
         """
         from mnet_cli.inference.evaluate import evaluate
 
-        images = open_images(self._opened, None if data is None else Path(data))
+        images = open_images(self._opened, None if data is None else os.fspath(data))
         split = split or ("all" if "all" in images.splits else "val")
         if split not in images.splits:
             raise DataError(
@@ -202,7 +201,7 @@ class Classifier:
             force=force,
         )
         pipeline.check_plan(checkpoint, plan)
-        images = open_images(self._opened, None if data is None else Path(data))
+        images = open_images(self._opened, None if data is None else os.fspath(data))
         [result] = pipeline.export(checkpoint, self.path, images, plan)
         if result.path is None:
             raise RefusedError(f"{format} {precision}", result.refused)
@@ -314,40 +313,16 @@ def train(
     return TrainResult(job.run, summary["best"], summary)
 
 
-def _decode(image: Any, background: tuple[int, int, int]) -> Image.Image:
-    """Decode one image of any accepted type to upright RGB pixels, by the rules of files."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(Path(image), background)
-    if isinstance(image, bytes):
-        return decode_image(image, "image", background)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(
-                "image",
-                f"an array of shape {image.shape} and type {image.dtype}",
-                next_step="Give RGB pixels of shape (height, width, 3) and type uint8",
-            )
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        return decode_image(_as_tiff(image), "image", background)
-    raise DataError(
-        "image",
-        f"is of the type {type(image).__name__}",
-        next_step="Give a path, the bytes of an image file, a PIL image or an array",
-    )
-
-
-def _as_tiff(image: Image.Image) -> bytes:
-    """Store a PIL image without loss, so that it is decoded by the same rules as a file."""
-    content = io.BytesIO()
+def _as_image(value: Any) -> ImageFile:
+    """Take one image of any accepted type."""
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-        upright.save(content, "TIFF", compression="raw")
-    except (OSError, ValueError, SyntaxError) as error:  # the pixels of a PIL image load late
-        raise DataError("image", f"cannot be decoded ({error})") from error
-    return content.getvalue()
+        return image_of(value)
+    except TypeError as error:
+        raise DataError(
+            "image",
+            f"is of the type {type(value).__name__}",
+            next_step="Give a path, the bytes of an image file, a PIL image or an array",
+        ) from error
 
 
 __all__ = ["Classifier", "ImageInput", "MnetError", "Prediction", "TrainResult", "load", "train"]

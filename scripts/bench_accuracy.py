@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from mnet_cli.cli import console
-from mnet_cli.data.sources.folder import SPLITS, scan_splits
+from mnet_cli.data.sources import open_checked
+from mnet_cli.data.sources.folder import SPLITS
 from mnet_cli.system.atomic import write_json
 
 MNET = [sys.executable, "-c", "from mnet_cli.cli import main; main()"]
@@ -30,12 +31,13 @@ MNET = [sys.executable, "-c", "from mnet_cli.cli import main; main()"]
 def pool(root: Path, target: Path) -> float:
     """Link the photographs of train and val into one folder of classes; val's share of them."""
     counts = {}
-    for split, images in scan_splits(root).items():
-        counts[split] = len(images.paths)
-        for path in images.paths if split in SPLITS[:2] else ():
-            link = target / Path(path).with_stem(f"{split}-{Path(path).stem}")
+    for split, images in open_checked(str(root)).items():
+        counts[split] = len(images)
+        for image in images if split in SPLITS[:2] else ():
+            path = Path(image.where).relative_to(root / split)
+            link = target / path.with_stem(f"{split}-{path.stem}")
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((images.root / path).resolve())
+            link.symlink_to(Path(image.where).resolve())
     return counts["val"] / (counts["train"] + counts["val"])
 
 

@@ -22,10 +22,11 @@ from PIL import Image
 from torchvision import transforms
 
 from mnet_cli.data.augment import Augmentation
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.images import open_photograph, read_image, times_smaller
 from mnet_cli.data.loader import ViewDataset, key_batches, load_views
 from mnet_cli.data.preprocess import Preprocess, eval_array
-from mnet_cli.data.sources.folder import scan_classes
+from mnet_cli.data.sources import open_checked
 from mnet_cli.data.validate import check_images
 from mnet_cli.features.boundary import find_boundary
 from mnet_cli.features.extract import FeatureRequest, cached_features
@@ -47,9 +48,9 @@ def rate(work: Callable[[], int]) -> float:
 
 def parts_of(root: Path, weights: Path, scratch: Path) -> dict[str, Callable[[], int]]:
     """The parts, each a function that does its work once and returns its number of images."""
-    found = scan_classes(root / "train")
-    paths = [found.root / path for path in found.paths]
-    sha256 = check_images(paths).sha256
+    images = open_checked(str(root / "train"))["all"]
+    paths = [Path(image.where) for image in images]
+    sha256 = check_images(images).sha256
     model = build_model("mobilenet_v2", 1000).eval()
     model.load_state_dict(torch.load(weights, weights_only=True))
     freeze(model, "features")
@@ -60,7 +61,7 @@ def parts_of(root: Path, weights: Path, scratch: Path) -> dict[str, Callable[[],
     def views() -> ViewDataset:
         labels = np.zeros(len(paths), np.int64)
         crops = Augmentation("crop_flip", 0.08)
-        return ViewDataset(paths, labels, sha256, PREPROCESS, crops, next(seed))
+        return ViewDataset(images, labels, sha256, PREPROCESS, crops, next(seed))
 
     def decode() -> int:
         keys = np.stack([np.ones(len(paths), np.int64), np.arange(len(paths))], axis=1)
@@ -91,7 +92,7 @@ def enlarged(paths: list[Path], folder: Path) -> list[Path]:
     noise = np.random.default_rng(0)
     larger = []
     for number, path in enumerate(paths):
-        image = read_image(path).resize((4000, 3000), Image.Resampling.BICUBIC)
+        image = read_image(FileImage(path)).resize((4000, 3000), Image.Resampling.BICUBIC)
         pixels = np.asarray(image, np.int16) + noise.integers(-8, 9, (3000, 4000, 1), np.int16)
         larger.append(folder / f"{number}.jpg")
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(larger[-1], quality=90)
@@ -129,17 +130,18 @@ def input_parts(what: str, paths: list[Path]) -> dict[str, Callable[[], int]]:
 
         return work
 
-    sha256 = check_images(paths).sha256
+    images = [*map(FileImage, paths)]
+    sha256 = check_images(images).sha256
 
     def ours_train() -> int:
         labels = np.zeros(len(paths), np.int64)
         crops = Augmentation("crop_flip", 0.08)
-        views = ViewDataset(paths, labels, sha256, PREPROCESS, crops, 0)
+        views = ViewDataset(images, labels, sha256, PREPROCESS, crops, 0)
         return len([views[(1, index)] for index in range(len(paths))])
 
     def ours_val(fast: bool) -> int:
         for path in paths:
-            photograph = open_photograph(path, PREPROCESS.background)
+            photograph = open_photograph(FileImage(path), PREPROCESS.background)
             surplus = min(photograph.size) / PREPROCESS.resize
             eval_array(photograph.decode(times_smaller(surplus) if fast else 1), PREPROCESS)
         return len(paths)

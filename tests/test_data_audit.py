@@ -31,7 +31,7 @@ def healthy(tmp_path):
 
 def kinds(root) -> dict[str, list[tuple[str, ...]]]:
     found: dict[str, list[tuple[str, ...]]] = {}
-    for finding in examine(root).findings:
+    for finding in examine(str(root)).findings:
         found.setdefault(finding.kind, []).append(finding.paths)
     return found
 
@@ -88,7 +88,7 @@ def test_a_class_that_only_val_has_and_one_class_alone_are_serious(healthy, tmp_
     assert [f.detail for f in examine(healthy).serious] == ["train has no tulips"]
     (tmp_path / "one" / "daisy").mkdir(parents=True)
     picture(71).save(tmp_path / "one" / "daisy" / "0.jpg")
-    assert [f.kind for f in examine(tmp_path / "one").serious] == ["only one class"]
+    assert [f.kind for f in examine(str(tmp_path / "one")).serious] == ["only one class"]
 
 
 def test_a_huge_image_is_found(healthy):
@@ -166,7 +166,7 @@ def test_classes_and_splits_without_images_are_findings(healthy, capsys):
 def test_a_data_set_whose_classes_are_all_empty_is_examined(tmp_path):
     for name in ("daisy", "roses"):
         (tmp_path / name).mkdir()
-    assert [f.detail for f in examine(tmp_path).findings] == [
+    assert [f.detail for f in examine(str(tmp_path)).findings] == [
         "daisy has no usable image",
         "roses has no usable image",
     ]
@@ -192,4 +192,4 @@ def test_what_is_no_data_set_is_an_error(kind, tmp_path, capsys):
     assert captured.out == ""
     assert captured.err.startswith("mnet: error: ")
     with pytest.raises(DataError):
-        examine(root)
+        examine(str(root))

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,39 +15,41 @@ def copy(photos, tmp_path):
 def files(data):
     """The files and labels of each split."""
     return {
-        split: list(zip(samples.paths, samples.labels, strict=True))
+        split: [(image.name, label) for image, label in zip(samples, samples.labels, strict=True)]
         for split, samples in data.splits.items()
     }
 
 
 def test_split_folders_are_taken_as_they_are(photos):
-    data = open_dataset(photos)
+    data = open_dataset(str(photos))
     assert data.class_names == ("blue", "green", "red")
     assert {split: len(s) for split, s in data.splits.items()} == {"train": 24, "val": 12}
-    assert all(path.is_file() for path in data.files("val"))
+    assert all(Path(image.where).is_file() for image in data.files("val"))
     assert data.splits["val"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_one_folder_of_classes_is_divided_the_same_way_each_time(photos):
-    first, second = (open_dataset(photos / "train", val_fraction=0.25, seed=1) for _ in range(2))
+    first, second = (
+        open_dataset(str(photos / "train"), val_fraction=0.25, seed=1) for _ in range(2)
+    )
     assert files(first) == files(second)
     assert {split: len(s) for split, s in first.splits.items()} == {"train": 18, "val": 6}
     digests = [{row.tobytes() for row in samples.sha256} for samples in first.splits.values()]
     assert not digests[0] & digests[1]
-    assert files(open_dataset(photos / "train", val_fraction=0.25, seed=2)) != files(first)
+    assert files(open_dataset(str(photos / "train"), val_fraction=0.25, seed=2)) != files(first)
 
 
 def test_fraction_for_a_split_data_set_is_refused(photos):
-    with pytest.raises(DataError, match="split already"):
-        open_dataset(photos, val_fraction=0.2)
+    with pytest.raises(DataError, match="already split"):
+        open_dataset(str(photos), val_fraction=0.2)
 
 
 def test_bad_images_stop_it_or_are_skipped_and_named(copy):
     (copy / "train" / "red" / "0.jpg").write_text("no image")
     with pytest.raises(DataError, match="1 bad image") as caught:
-        open_dataset(copy)
+        open_dataset(str(copy))
     assert any("0.jpg" in detail for detail in caught.value.details)
-    data = open_dataset(copy, skip_bad=True)
+    data = open_dataset(str(copy), skip_bad=True)
     assert [path for path, _ in data.skipped] == ["train/red/0.jpg"]
     assert len(data.splits["train"]) == 23
 
@@ -54,38 +57,38 @@ def test_bad_images_stop_it_or_are_skipped_and_named(copy):
 def test_same_image_in_two_splits_or_classes_is_noted(copy):
     shutil.copy(copy / "train" / "red" / "1.jpg", copy / "val" / "red" / "twin.jpg")
     shutil.copy(copy / "train" / "red" / "2.jpg", copy / "train" / "blue" / "twin.jpg")
-    notes = open_dataset(copy).notes
+    notes = open_dataset(str(copy)).notes
     assert any("two splits" in note and "val/red/twin.jpg" in note for note in notes)
     assert any("two classes" in note and "train/blue/twin.jpg" in note for note in notes)
 
 
 def test_labels_follow_the_names_a_model_has(photos):
     names = ("red", "extra", "green", "blue")
-    data = open_dataset(photos, class_names=names)
+    data = open_dataset(str(photos), class_names=names)
     assert data.class_names == names
     assert set(data.splits["val"].labels) == {0, 2, 3}
     with pytest.raises(MnetError, match="red"):
-        open_dataset(photos, class_names=("green", "blue"))
+        open_dataset(str(photos), class_names=("green", "blue"))
 
 
 def test_manifest_lists_every_image_once(photos):
-    rows = list(open_dataset(photos).manifest())
+    rows = list(open_dataset(str(photos)).manifest())
     assert len(rows) == 36
     assert rows[0].keys() == {"path", "class", "split", "sha256"}
     assert all((photos / row["path"]).is_file() for row in rows)
 
 
 def test_an_earlier_split_is_taken_by_content_and_a_damaged_one_refused(photos, tmp_path):
-    divided = open_dataset(photos / "train", val_fraction=0.25)
+    divided = open_dataset(str(photos / "train"), val_fraction=0.25)
     rows = [f"{row['sha256']},{row['split']}" for row in divided.manifest()]
     manifest = tmp_path / "split.csv"
     manifest.write_text("\n".join(["sha256,split", *rows]))
-    whole = open_dataset(photos / "train")
+    whole = open_dataset(str(photos / "train"))
     assert files(take_split(whole, manifest)) == files(divided)
     manifest.write_text("sha256,split\n" + "\n".join(row.replace(",", "0,") for row in rows))
     with pytest.raises(DataError, match="lists no image"):
         take_split(whole, manifest)
     for damage in (b"nothing,else\n1,2\n", b"\xff\xfe\x00"):
         manifest.write_bytes(damage)
-        with pytest.raises(DataError, match=r"no manifest|lists no image"):
+        with pytest.raises(DataError, match=r"is not the split|lists no image"):
             take_split(whole, manifest)

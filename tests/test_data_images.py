@@ -9,6 +9,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from mnet_cli.data import images
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.images import (
     Photograph,
     decode_image,
@@ -166,7 +167,7 @@ def test_file_faults_never_block(tmp_path):
         ("missing.jpg", "cannot be read"),
     ]:
         with pytest.raises(DataError, match=reason):
-            read_image(tmp_path / name)
+            read_image(FileImage(tmp_path / name))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -175,7 +176,7 @@ def test_the_size_is_known_upright_before_anything_is_decoded(tmp_path, orientat
     exif[ExifTags.Base.Orientation] = orientation
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (40, 30)).save(path, exif=exif)
-    photograph = open_photograph(path, (255, 255, 255))
+    photograph = open_photograph(FileImage(path), (255, 255, 255))
     assert photograph.size == photograph.decode().size
     assert photograph.size == ((40, 30) if orientation < 5 else (30, 40))
 
@@ -265,7 +266,7 @@ def test_a_jpeg_is_decoded_smaller_on_request_and_a_png_is_not(tmp_path, times, 
     for suffix, expected in (("jpg", size), ("png", (401, 302))):
         path = tmp_path / f"large.{suffix}"
         Image.effect_noise((401, 302), 40).convert("RGB").save(path)
-        photograph = open_photograph(path, (255, 255, 255))
+        photograph = open_photograph(FileImage(path), (255, 255, 255))
         assert photograph.decode(times).size == expected
         assert photograph.decode().size == photograph.size == (401, 302)
 
@@ -282,12 +283,12 @@ def test_a_truncated_jpeg_is_refused_at_any_size(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     for times in (1, 2, 4):
         with pytest.raises(DataError, match="damaged"):
-            open_photograph(path, (255, 255, 255)).decode(times)
+            open_photograph(FileImage(path), (255, 255, 255)).decode(times)
 
 
 def test_a_png_bomb_is_refused_before_it_is_decoded():
     header = struct.pack(">IIBBBBB", 24_000, 24_000, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(24_000 * 3 + 1) * 400)  # decoding would fail for lack of rows
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
-    with pytest.raises(DataError, match="at most 100,000,000 pixels"):
+    with pytest.raises(DataError, match="more than 100,000,000"):
         decode_image(bomb, "bomb.png")

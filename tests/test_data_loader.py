@@ -8,6 +8,7 @@ import torch
 
 from mnet_cli.data import loader as loaders
 from mnet_cli.data.augment import Augmentation
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.images import read_image
 from mnet_cli.data.loader import (
     EpochBatches,
@@ -26,7 +27,8 @@ SMALL = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3, (255,) * 3)
 
 def dataset(paths, augmentation, seed=3) -> ViewDataset:
     labels = np.arange(len(paths)) % 3
-    return ViewDataset(paths, labels, check_images(paths).sha256, SMALL, augmentation, seed)
+    images = [*map(FileImage, paths)]
+    return ViewDataset(images, labels, check_images(images).sha256, SMALL, augmentation, seed)
 
 
 def views(photos, workers: int, epoch: int, policy: str = "crop_flip", transform=None):
@@ -76,7 +78,7 @@ def test_seeds_depend_on_every_part():
 def test_without_augmentation_training_sees_what_evaluation_sees(photos):
     path = next((photos / "train").rglob("*.jpg"))
     image, label = dataset([path], Augmentation())[(1, 0)]
-    assert np.array_equal(image.numpy(), eval_array(read_image(path), SMALL))
+    assert np.array_equal(image.numpy(), eval_array(read_image(FileImage(path)), SMALL))
     assert label == 0
 
 

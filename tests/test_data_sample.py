@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mnet_cli.data.sample import CLASS_NAMES, draw_flower, draw_sample
-from mnet_cli.data.sources.folder import scan_splits
+from mnet_cli.data.sources import open_checked
 from mnet_cli.errors import DataError
 
 SMALL = {"train_per_class": 3, "val_per_class": 2, "size": 48}
@@ -22,11 +22,11 @@ def test_the_set_has_both_splits_five_classes_and_a_tulip_apart(tmp_path):
     steps = []
     assert draw_sample(tmp_path / "s", **SMALL, on_progress=lambda *step: steps.append(step))
     assert steps == [(k, 26) for k in range(1, 27)]
-    found = scan_splits(tmp_path / "s")
+    found = open_checked(str(tmp_path / "s"))
     assert found["train"].class_names == CLASS_NAMES
     assert found["train"].labels.tolist() == [k for k in range(5) for _ in range(3)]
     assert found["val"].labels.tolist() == [k for k in range(5) for _ in range(2)]
-    assert found["train"].paths[0] == "daisy/000.jpg"
+    assert found["train"].names[0] == "train/daisy/000.jpg"
     for path in (tmp_path / "s").rglob("*.jpg"):
         with Image.open(path) as image:
             side = 320 if path.name == "tulip.jpg" else 48

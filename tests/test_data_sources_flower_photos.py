@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mnet_cli.data.sources import open_checked
 from mnet_cli.data.sources.flower_photos import extract_archive, fetch_flower_photos
-from mnet_cli.data.sources.folder import scan_classes
 from mnet_cli.errors import DataError, MachineError
 
 PHOTOS = {
@@ -104,7 +104,7 @@ def test_photos_are_fetched_unpacked_and_left_alone_the_next_time(tmp_path):
     assert photos == tmp_path / "data" / "flower_photos"
     assert len(requests) == 1
     assert progress[-1] == (len(content), len(content))
-    assert scan_classes(photos).class_names == ("daisy", "roses")
+    assert open_checked(str(photos))["all"].class_names == ("daisy", "roses")
     assert (photos / "roses" / "1.jpg").read_bytes() == PHOTOS["flower_photos/roses/1.jpg"]
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["flower_photos"]
 

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, match_classes, scan_classes, scan_splits
+from mnet_cli.data.sources.classes import check_classes, match_classes
+from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, FolderSource
 from mnet_cli.errors import DataError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX links and FIFOs")
+
+
+def scan_splits(root: Path):
+    return check_classes(dict(FolderSource.open(str(root))))
+
+
+def scan_classes(root: Path) -> FolderSource:
+    return scan_splits(root)["all"]
 
 
 def fill(root: Path, *paths: str) -> Path:
@@ -30,9 +39,9 @@ def refusal(root: Path, scan=scan_classes) -> DataError:
 def test_images_come_sorted_class_by_class_with_their_labels(tmp_path):
     fill(tmp_path, "roses/b.jpg", "roses/a.JPG", "daisy/2.png", "daisy/10.webp")
     found = scan_classes(tmp_path)
-    assert found.root == tmp_path
+    assert found.root == str(tmp_path)
     assert found.class_names == ("daisy", "roses")
-    assert tuple(found.paths) == ("daisy/10.webp", "daisy/2.png", "roses/a.JPG", "roses/b.jpg")
+    assert tuple(found.names) == ("daisy/10.webp", "daisy/2.png", "roses/a.JPG", "roses/b.jpg")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.ignored == ()
 
@@ -44,7 +53,7 @@ def test_every_supported_extension_counts(tmp_path):
 
 def test_images_in_subfolders_belong_to_the_class(tmp_path):
     fill(tmp_path, "a/x/y/1.jpg", "a/2.jpg", "b/1.jpg")
-    assert tuple(scan_classes(tmp_path).paths) == ("a/2.jpg", "a/x/y/1.jpg", "b/1.jpg")
+    assert tuple(scan_classes(tmp_path).names) == ("a/2.jpg", "a/x/y/1.jpg", "b/1.jpg")
 
 
 def test_what_is_skipped_is_said(tmp_path):
@@ -54,7 +63,7 @@ def test_what_is_skipped_is_said(tmp_path):
         "b/1.jpg", "b/__MACOSX/1.jpg", "__MACOSX/c/1.jpg", ".git/1.jpg", "README.md",
     )  # fmt: skip
     found = scan_classes(tmp_path)
-    assert tuple(found.paths) == ("a/1.jpg", "b/1.jpg")
+    assert tuple(found.names) == ("a/1.jpg", "b/1.jpg")
     assert found.ignored == (
         ".git: hidden",
         "README.md: not in a class folder",
@@ -80,13 +89,13 @@ def test_a_file_as_root_is_refused(tmp_path):
 def test_an_empty_root_is_refused_with_the_layout(tmp_path):
     error = refusal(tmp_path)
     assert "empty" in error.found
-    assert "ROOT/daisy/1.jpg" in error.expected
+    assert "ROOT/daisy/1.jpg" in error.next_step
 
 
 def test_images_without_class_folders_are_refused_with_the_layout(tmp_path):
     error = refusal(fill(tmp_path, "1.jpg", "2.jpg"))
     assert error.found == "no class folders"
-    assert "ROOT/daisy/1.jpg" in error.expected
+    assert "ROOT/daisy/1.jpg" in error.next_step
     assert "1.jpg: not in a class folder" in error.details
 
 
@@ -123,7 +132,7 @@ def test_links_to_themselves_and_to_the_root_end_and_count_no_image_twice(tmp_pa
     (root / "a" / "other").symlink_to(root / "b")
     (root / "a" / "spin").symlink_to(root / "a" / "spin")
     found = scan_classes(root)
-    assert tuple(found.paths) == ("a/1.jpg", "b/1.jpg", "b/2.jpg")
+    assert tuple(found.names) == ("a/1.jpg", "b/1.jpg", "b/2.jpg")
     assert len(found.ignored) == 7
     assert "a/self: a folder that was visited under another name" in found.ignored
     assert "a/spin: a link that leads nowhere" in found.ignored
@@ -135,7 +144,7 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path):
     (tmp_path / "set" / "a").symlink_to(tmp_path / "store")
     (tmp_path / "set" / "b" / "more").symlink_to(tmp_path / "more")
     found = scan_classes(tmp_path / "set")
-    assert tuple(found.paths) == ("a/1.jpg", "a/deep/2.jpg", "b/1.jpg", "b/more/3.jpg")
+    assert tuple(found.names) == ("a/1.jpg", "a/deep/2.jpg", "b/1.jpg", "b/more/3.jpg")
 
 
 @posix
@@ -143,7 +152,7 @@ def test_a_linked_image_counts_once_in_its_class_under_its_real_name(tmp_path):
     fill(tmp_path, "a/z.jpg", "b/1.jpg")
     (tmp_path / "a" / "link.jpg").symlink_to("z.jpg")
     found = scan_classes(tmp_path)
-    assert tuple(found.paths) == ("a/z.jpg", "b/1.jpg")
+    assert tuple(found.names) == ("a/z.jpg", "b/1.jpg")
     assert found.ignored == ("a/link.jpg: the same file as another of its class",)
 
 
@@ -151,7 +160,7 @@ def test_a_linked_image_counts_once_in_its_class_under_its_real_name(tmp_path):
 def test_one_file_in_two_classes_stays_visible_in_both(tmp_path):
     fill(tmp_path, "a/1.jpg", "b/2.jpg")
     os.link(tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg")
-    assert tuple(scan_classes(tmp_path).paths) == ("a/1.jpg", "b/1.jpg", "b/2.jpg")
+    assert tuple(scan_classes(tmp_path).names) == ("a/1.jpg", "b/1.jpg", "b/2.jpg")
 
 
 @posix
@@ -168,7 +177,7 @@ def test_fifos_and_dangling_links_are_skipped_and_said(tmp_path):
     (tmp_path / "a" / "gone.jpg").symlink_to("nothing.jpg")
     (tmp_path / "a" / "null.jpg").symlink_to("/dev/null")
     found = scan_classes(tmp_path)
-    assert tuple(found.paths) == ("a/1.jpg", "b/1.jpg")
+    assert tuple(found.names) == ("a/1.jpg", "b/1.jpg")
     assert found.ignored == (
         "a/gone.jpg: a link that leads nowhere",
         "a/null.jpg: not a regular file",
@@ -209,7 +218,7 @@ def test_a_folder_of_classes_is_one_split_named_all(tmp_path):
     fill(tmp_path, "a/1.jpg", "b/1.jpg")
     [(split, found)] = scan_splits(tmp_path).items()
     assert split == "all"
-    assert tuple(found.paths) == tuple(scan_classes(tmp_path).paths)
+    assert tuple(found.names) == tuple(scan_classes(tmp_path).names)
 
 
 def test_train_and_val_share_the_labels_of_train(tmp_path):
@@ -221,7 +230,7 @@ def test_train_and_val_share_the_labels_of_train(tmp_path):
     assert splits["val"].labels.tolist() == [1, 2]
     assert splits["test"].labels.tolist() == [2]
     assert splits["val"].class_names == ("a", "b", "c")
-    assert splits["val"].root == tmp_path / "val"
+    assert splits["val"].place == str(tmp_path / "val")
 
 
 def test_a_class_of_val_that_train_lacks_is_refused(tmp_path):
@@ -247,11 +256,11 @@ def test_matching_goes_by_name_not_by_position(tmp_path):
     found = scan_classes(fill(tmp_path, "a/1.jpg", "b/1.jpg"))
     matched = match_classes(found, ["z", "b", "a"])
     assert matched.class_names == ("z", "b", "a")
-    assert tuple(matched.paths) == tuple(found.paths)
+    assert tuple(matched.names) == tuple(found.names)
     assert matched.labels.tolist() == [2, 1]
 
 
 def test_matching_refuses_a_class_that_the_model_does_not_know(tmp_path):
     found = scan_classes(fill(tmp_path, "a/1.jpg", "b/1.jpg"))
-    with pytest.raises(DataError, match=r"unknown class 'b'; the classes are 'a', 'c'"):
+    with pytest.raises(DataError, match=r"unknown class 'b', the classes are 'a', 'c'"):
         match_classes(found, ("a", "c"))

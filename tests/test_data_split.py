@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mnet_cli.data import split
-from mnet_cli.data.sources.folder import scan_splits
+from mnet_cli.data.sources import open_checked
 from mnet_cli.data.split import assign, split_folder
 from mnet_cli.errors import DataError
 
@@ -89,8 +89,8 @@ def test_a_folder_becomes_train_and_val_with_a_manifest(tmp_path):
     assert steps == [(k, 30) for k in range(1, 31)]
     assert tree(source) == before
 
-    found = scan_splits(tmp_path / "out")
-    assert {name: len(its.paths) for name, its in found.items()} == {"train": 12, "val": 3}
+    found = open_checked(str(tmp_path / "out"))
+    assert {name: len(its.names) for name, its in found.items()} == {"train": 12, "val": 3}
     made = tree(tmp_path / "out")
     with (tmp_path / "out" / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -141,7 +141,7 @@ def test_other_arguments_over_a_split_are_refused_and_change_nothing(tmp_path, a
     source = images(tmp_path / "photos", a=20, b=20)
     split_folder(source, tmp_path / "out")
     before = tree(tmp_path / "out")
-    with pytest.raises(DataError, match="holds another split"):
+    with pytest.raises(DataError, match="contains another split"):
         split_folder(source, tmp_path / "out", **arguments)
     assert tree(tmp_path / "out") == before
 
@@ -150,7 +150,7 @@ def test_a_split_with_images_gone_is_not_called_complete(tmp_path):
     source = images(tmp_path / "photos", a=4, b=4)
     split_folder(source, tmp_path / "out")
     next((tmp_path / "out" / "val").rglob("*.jpg")).unlink()
-    with pytest.raises(DataError, match=r"1 images of its split\.csv are gone"):
+    with pytest.raises(DataError, match=r"1 images of its split\.csv are missing"):
         split_folder(source, tmp_path / "out")
 
 
@@ -158,7 +158,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
     source = images(tmp_path / "photos", a=4, b=4)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("three years")
-    with pytest.raises(DataError, match="in use by something else"):
+    with pytest.raises(DataError, match="is not empty and has no"):
         split_folder(source, tmp_path / "out")
     assert tree(tmp_path / "out") == {"thesis.txt": b"three years"}
 
@@ -173,7 +173,7 @@ def test_an_empty_folder_may_be_filled(tmp_path):
 def test_a_destination_inside_the_source_is_refused(tmp_path):
     source = images(tmp_path / "photos", a=4, b=4)
     for inside in (source, source / "split"):
-        with pytest.raises(DataError, match="lies in the source folder"):
+        with pytest.raises(DataError, match="is inside the source folder"):
             split_folder(source, inside)
     assert sorted(p.name for p in source.iterdir()) == ["a", "b"]
 
@@ -181,7 +181,7 @@ def test_a_destination_inside_the_source_is_refused(tmp_path):
 def test_a_source_that_is_split_already_is_refused(tmp_path):
     images(tmp_path / "photos" / "train", a=2, b=2)
     images(tmp_path / "photos" / "val", a=2, b=2)
-    with pytest.raises(DataError, match="split into train and val already"):
+    with pytest.raises(DataError, match="already split into train and val"):
         split_folder(tmp_path / "photos", tmp_path / "out")
 
 

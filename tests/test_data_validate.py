@@ -14,7 +14,12 @@ from PIL import Image
 
 from mnet_cli.data import images
 from mnet_cli.data import validate as check
-from mnet_cli.data.validate import check_images, same_bytes
+from mnet_cli.data.image_files import FileImage
+from mnet_cli.data.validate import same_bytes
+
+
+def check_images(paths, on_progress=None):
+    return check.check_images([*map(FileImage, paths)], on_progress)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from torch import nn
 
 from mnet_cli.cli import run
 from mnet_cli.data.dataset import open_dataset
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import MachineError, UsageError, WeightsError
 from mnet_cli.export import parity, pipeline
@@ -100,7 +101,7 @@ def exported(source: Path, photos: Path, wanted: Plan):
 
 def logits(path: Path, photos: Path) -> np.ndarray:
     classifier = open_classifier(path, "cpu")
-    files = sorted(photos.rglob("*.jpg"))
+    files = map(FileImage, sorted(photos.rglob("*.jpg")))
     answers = predict.predict(classifier.classify, classifier.preprocess, files)
     return np.stack([answer.probabilities for answer in answers])
 

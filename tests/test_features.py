@@ -18,6 +18,7 @@ from torch import nn
 
 from mnet_cli.data import loader as loaders
 from mnet_cli.data.augment import Augmentation
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.loader import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.validate import check_images
@@ -53,6 +54,7 @@ def files(photos, tmp_path):
 
 def dataset(files, augmentation=CROPS, seed=3, preprocess=SMALL):
     labels = np.zeros(len(files), np.int64)
+    files = [*map(FileImage, files)]
     return ViewDataset(files, labels, check_images(files).sha256, preprocess, augmentation, seed)
 
 
@@ -181,7 +183,7 @@ def test_an_image_that_is_another_one_by_now_is_refused_and_not_kept(files):
     views = dataset(files)
     before = files[0].read_bytes()
     files[0].write_bytes(files[1].read_bytes())
-    with pytest.raises(DataError, match="not the file any more"):
+    with pytest.raises(DataError, match="changed since it was checked"):
         look_up(views, passes=[1])
     files[0].write_bytes(before)
     assert features(files, passes=[1]).fresh > 0

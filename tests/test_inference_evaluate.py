@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.inference.evaluate import evaluate, score, summarize_logits
@@ -17,8 +18,8 @@ def by_colour(images):
 
 
 def test_right_classifier_scores_all(photos):
-    paths = sorted((photos / "val").rglob("*.jpg"))
-    labels = [NAMES.index(path.parent.name) for path in paths]
+    paths = [*map(FileImage, sorted((photos / "val").rglob("*.jpg")))]
+    labels = [NAMES.index(image.path.parent.name) for image in paths]
     result = evaluate(by_colour, PLAIN, paths, labels, NAMES, batch_size=5)
     assert result.top1 == result.top3 == result.macro_f1 == 1.0
     assert result.confusion.tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
@@ -27,17 +28,17 @@ def test_right_classifier_scores_all(photos):
 
 def test_wrong_files_come_most_confident_first(tmp_path):
     logits = np.array([[2.0, 0, 0], [0, 3.0, 0], [1.0, 0, 0]], np.float32)
-    paths = [tmp_path / name for name in "abc"]
+    paths = [FileImage(tmp_path / name) for name in "abc"]
     labels = np.array([0, 0, 2])
     result = score([summarize_logits(logits, labels)], labels, NAMES, paths)
-    assert [row["path"].name for row in result.wrong()] == ["b", "c"]
+    assert [row["image"].path.name for row in result.wrong()] == ["b", "c"]
     assert result.wrong()[0]["predicted"] == "green"
     assert result.top1 == pytest.approx(1 / 3)
     assert 0 < result.interval[0] < 1 / 3 < result.interval[1] < 1
 
 
 def test_batch_size_does_not_change_the_scores(photos):
-    paths = sorted((photos / "train").rglob("*.jpg"))
+    paths = [*map(FileImage, sorted((photos / "train").rglob("*.jpg")))]
     labels = [index % 3 for index in range(len(paths))]
     one, many = (
         evaluate(by_colour, PLAIN, paths, labels, NAMES, batch_size=size).figures()
@@ -48,7 +49,7 @@ def test_batch_size_does_not_change_the_scores(photos):
 
 def test_unreadable_image_is_an_error(photos, tmp_path):
     with pytest.raises(DataError, match="gone"):
-        evaluate(by_colour, PLAIN, [tmp_path / "gone.jpg"], [0], NAMES)
+        evaluate(by_colour, PLAIN, [FileImage(tmp_path / "gone.jpg")], [0], NAMES)
 
 
 def test_scores_are_those_of_the_whole_array_to_the_last_bit():
@@ -76,7 +77,7 @@ def test_scores_are_those_of_the_whole_array_to_the_last_bit():
 
 def test_memory_does_not_grow_by_a_number_for_every_image_and_class(photos, monkeypatch):
     monkeypatch.setattr("mnet_cli.inference.stream.cores", lambda: 2)
-    paths = sorted((photos / "train").rglob("*.jpg")) * 25
+    paths = [*map(FileImage, sorted((photos / "train").rglob("*.jpg")))] * 25
     names = [str(label) for label in range(5000)]
     labels = np.arange(len(paths))
     logits = np.random.default_rng(0).normal(size=(64, len(names))).astype(np.float32)
@@ -90,7 +91,7 @@ def test_memory_does_not_grow_by_a_number_for_every_image_and_class(photos, monk
 
 
 def test_a_logit_that_is_not_finite_is_refused(photos):
-    paths = sorted((photos / "val").rglob("*.jpg"))
+    paths = [*map(FileImage, sorted((photos / "val").rglob("*.jpg")))]
 
     def broken(images):
         return np.full((len(images), 3), np.nan, np.float32)

@@ -1,10 +1,12 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import UsageError
 from mnet_cli.inference.predict import Prediction, find_images, predict, refuse_unmatched
@@ -21,33 +23,37 @@ def test_answers_come_in_the_order_of_the_paths(photos, tmp_path):
     paths = sorted((photos / "val").rglob("*.jpg"), key=lambda path: path.name)
     (tmp_path / "bad.jpg").write_text("no image")
     paths.insert(1, tmp_path / "bad.jpg")
-    answers = list(predict(by_colour, PLAIN, paths, batch_size=4))
-    assert [answer.path for answer in answers] == paths
+    answers = list(predict(by_colour, PLAIN, map(FileImage, paths), batch_size=4))
+    assert [answer.name for answer in answers] == [*map(str, paths)]
     assert [answer.error is not None for answer in answers] == [p.name == "bad.jpg" for p in paths]
     for answer in answers:
         if not answer.error:
-            assert answer.answer(NAMES, 0.0) == answer.path.parent.name
+            assert answer.answer(NAMES, 0.0) == Path(answer.name).parent.name
             assert answer.probabilities.sum() == pytest.approx(1)
 
 
-def test_ranking_and_rejection(tmp_path):
-    answer = Prediction(tmp_path, np.array([0.2, 0.3, 0.5]))
+def test_ranking_and_rejection():
+    answer = Prediction("image.jpg", np.array([0.2, 0.3, 0.5]))
     assert answer.ranked(NAMES, 2) == [("red", 0.5), ("green", 0.3)]
     assert answer.answer(NAMES, 0.5) == "red"
     assert answer.answer(NAMES, 0.6) == "unknown"
 
 
+def paths(patterns):
+    return [image.path for image in find_images(patterns)]
+
+
 def test_files_folders_and_globs_are_found(photos):
     red = photos / "val" / "red"
     wanted = [red / f"{number}.jpg" for number in range(4)]
-    assert list(find_images([str(red)])) == wanted
-    assert list(find_images([str(red / "*.jpg")])) == wanted
-    assert list(find_images([str(wanted[2]), str(wanted[0])])) == [wanted[2], wanted[0]]
+    assert paths([str(red)]) == wanted
+    assert paths([str(red / "*.jpg")]) == wanted
+    assert paths([str(wanted[2]), str(wanted[0])]) == [wanted[2], wanted[0]]
     assert len(list(find_images([str(photos / "val" / "*")]))) == 12
 
 
 def below(folder) -> list[str]:
-    return [str(found.relative_to(folder)) for found in find_images([str(folder)])]
+    return [str(found.relative_to(folder)) for found in paths([str(folder)])]
 
 
 def test_linked_folders_are_followed_once(photos, tmp_path):
@@ -93,14 +99,16 @@ def test_a_folder_that_cannot_be_read_gives_an_error_in_its_place(photos, tmp_pa
     error = found.pop(4)
     assert error.where == str(tmp_path / "val" / "green")
     assert error.found == "cannot be read (Permission denied)"
-    assert found == [tmp_path / "val" / c / f"{n}.jpg" for c in ("blue", "red") for n in range(4)]
+    assert [image.path for image in found] == [
+        tmp_path / "val" / c / f"{n}.jpg" for c in ("blue", "red") for n in range(4)
+    ]
 
 
 def test_what_gives_no_image_gives_an_error_in_its_place(photos, tmp_path):
     good, dead = str(photos / "val" / "red" / "0.jpg"), str(tmp_path / "*.jpg")
     found = find_images([good, dead, str(tmp_path), "nul\0.jpg", good])
     answers = list(predict(by_colour, PLAIN, found))
-    assert [str(answer.path) for answer in answers] == [
+    assert [answer.name for answer in answers] == [
         good, dead, str(tmp_path), "nul\0.jpg", good,
     ]  # fmt: skip
     assert [answer.error and answer.error.found for answer in answers] == [

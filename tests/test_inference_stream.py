@@ -3,6 +3,7 @@ import threading
 import numpy as np
 from PIL import Image
 
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.images import read_image
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
@@ -17,9 +18,9 @@ def sums(images):
 
 
 def test_outputs_keep_order_and_bad_files_are_reported_in_place(photos, tmp_path):
-    paths = sorted((photos / "val").rglob("*.jpg"))
+    paths = [*map(FileImage, sorted((photos / "val").rglob("*.jpg")))]
     (tmp_path / "bad.jpg").write_text("no image")
-    paths.insert(3, tmp_path / "bad.jpg")
+    paths.insert(3, FileImage(tmp_path / "bad.jpg"))
     found = list(outputs_of(iter(paths), SMALL, sums, 4))
     assert [path for path, _ in found] == paths
     assert isinstance(found[3][1], DataError)
@@ -28,9 +29,9 @@ def test_outputs_keep_order_and_bad_files_are_reported_in_place(photos, tmp_path
 
 
 def test_without_parallel_the_caller_alone_forwards_whole_batches_of_the_same(photos, tmp_path):
-    paths = sorted((photos / "val").rglob("*.jpg"))
+    paths = [*map(FileImage, sorted((photos / "val").rglob("*.jpg")))]
     (tmp_path / "bad.jpg").write_text("no image")
-    paths.insert(3, tmp_path / "bad.jpg")
+    paths.insert(3, FileImage(tmp_path / "bad.jpg"))
     calls = []
 
     def forward(images):
@@ -50,12 +51,12 @@ def test_without_parallel_the_caller_alone_forwards_whole_batches_of_the_same(ph
 def test_a_batch_of_bad_files_alone_never_reaches_the_network(tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no image")
-    found = list(outputs_of([bad, bad], SMALL, None, 2))
+    found = list(outputs_of([FileImage(bad)] * 2, SMALL, None, 2))
     assert [type(output) for _, output in found] == [DataError, DataError]
 
 
 def test_no_more_than_two_batches_a_core_are_read_ahead(photos):
-    path = next((photos / "val").rglob("*.jpg"))
+    path = FileImage(next((photos / "val").rglob("*.jpg")))
     drawn = 0
 
     def endless():
@@ -77,9 +78,9 @@ def test_fast_decoding_is_near_the_exact_path_and_only_on_request(tmp_path):
     Image.merge("RGB", [Image.linear_gradient("L").resize((600, 500)), grain, grain]).save(path)
 
     def pixels(**arguments):
-        [(_, output)] = outputs_of([path], SMALL, lambda images: images, 1, **arguments)
+        [(_, output)] = outputs_of([FileImage(path)], SMALL, lambda images: images, 1, **arguments)
         return output
 
     exact, fast = pixels(), pixels(fast_decode=True)
-    assert np.array_equal(exact, eval_array(read_image(path), SMALL))
+    assert np.array_equal(exact, eval_array(read_image(FileImage(path)), SMALL))
     assert 0 < abs(fast - exact).mean() * 255 * SMALL.std[0] < 2

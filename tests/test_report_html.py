@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.errors import MachineError
 from mnet_cli.inference.evaluate import Evaluation, score
 from mnet_cli.inference.metrics import Predictions
@@ -113,7 +114,7 @@ def many_classes(count):
 
 
 def wrong_image(file, probability=0.9):
-    return WrongImage(f"val/{file.name}", file, "daisy", "roses", probability)
+    return WrongImage(f"val/{file.name}", FileImage(file), "daisy", "roses", probability)
 
 
 def test_headline_shows_top1_with_its_interval_and_macro_f1(tmp_path):
@@ -157,7 +158,7 @@ def test_page_needs_nothing_from_outside_and_runs_nothing(tmp_path):
 
 
 def test_hostile_text_stays_text_wherever_it_stands(tmp_path):
-    wrong = WrongImage(HOSTILE, tmp_path / "none.jpg", HOSTILE, HOSTILE, 0.5)
+    wrong = WrongImage(HOSTILE, FileImage(tmp_path / "none.jpg"), HOSTILE, HOSTILE, 0.5)
     page = report(
         tmp_path,
         title=HOSTILE,

@@ -17,6 +17,7 @@ import torch
 from mnet_cli.cli import run as mnet
 from mnet_cli.data.dataset import DataSet, Samples
 from mnet_cli.data.paths import Names
+from mnet_cli.data.sources.folder import FolderSource
 from mnet_cli.errors import DataError, MachineError, RefusedError, WeightsError
 from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.recipe import load_recipe
@@ -290,9 +291,11 @@ def test_other_images_are_refused(draw_photos, tiny_recipe, tmp_path):
 def many_images(count: int) -> DataSet:
     """A data set of `count` training images that exist by name alone."""
     sha256 = np.arange(4 * count, dtype=np.uint64).view(np.uint8).reshape(count, 32)
-    paths = Names(f"train/red/{number}.jpg" for number in range(count))
-    samples = Samples(paths, np.zeros(count, np.int64), sha256)
-    return DataSet(Path("photos"), ("red", "green"), {"train": samples}, (), ())
+    names = Names(f"train/red/{number}.jpg" for number in range(count))
+    classes, labels = ("red", "green"), np.zeros(count, np.int64)
+    source = FolderSource("photos", "photos/train", classes, names, labels)
+    samples = Samples(source, np.arange(count), labels, sha256)
+    return DataSet("photos", classes, {"train": samples}, (), ())
 
 
 def test_the_images_of_a_run_are_compared_in_little_memory_and_counted(tiny_recipe, tmp_path):

@@ -9,9 +9,10 @@ import typer
 
 from mnet_cli.cli import console
 from mnet_cli.errors import DataError, UsageError
+from mnet_cli.system.text import readable
 
 if TYPE_CHECKING:
-    from mnet_cli.data.audit import Finding, Health
+    from mnet_cli.data.audit import Audit, Finding
     from mnet_cli.data.split import SplitCounts
 
 LISTED = 10  # findings of a kind on the screen; --json lists all
@@ -26,32 +27,35 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives another
 
 def check(
     root: Annotated[
-        Path, typer.Argument(help="A folder with train/ and val/, or one folder of classes.")
+        str,
+        typer.Argument(
+            help="A data set, such as a folder with train/ and val/, or one folder of classes."
+        ),
     ],
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 at any finding, not at serious ones only.")
+        bool,
+        typer.Option("--strict", help="Exit with 3 for any finding, not only for serious ones."),
     ] = False,
 ) -> None:
-    """Look for bad images, duplicates and classes that do not fit; change nothing."""
+    """Find bad images, duplicates and problems with the classes; change nothing."""
     from mnet_cli.data.audit import SERIOUS, examine
 
-    with console.bar("looking") as on_progress, console.bar("comparing", "step") as on_comparing:
-        health = examine(root, on_progress, on_comparing)
+    with console.bar("checking") as on_progress, console.bar("comparing", "step") as on_comparing:
+        audit = examine(root, on_progress, on_comparing)
     document = {
-        "root": root,
-        "images": health.images,
+        "root": readable(root),
+        "images": audit.images,
         "findings": [
-            {"serious": SERIOUS[finding.kind], **asdict(finding)} for finding in health.findings
+            {"serious": SERIOUS[finding.kind], **asdict(finding)} for finding in audit.findings
         ],
     }
-    console.show(document, lambda: _show_health(health))
-    counted = health.findings if strict else health.serious
+    console.show(document, lambda: _show_audit(audit))
+    counted = audit.findings if strict else audit.serious
     if counted:
         raise DataError(
-            str(root),
+            root,
             f"{len(counted)} finding{'s' * (len(counted) > 1)}, {counted[0].kind} first",
-            "none was expected" if strict else "no serious one was expected",
-            "Fix what is listed above",
+            next_step="Fix what is listed above",
         )
 
 
@@ -61,7 +65,7 @@ def sample(folder: FolderArgument = Path("data_set/sample"), seed: SeedOption = 
 
     with console.bar("drawing") as on_progress:
         drawn = draw_sample(folder, seed=seed, on_progress=on_progress)
-    state = "drawn" if drawn else "there already"
+    state = "drawn" if drawn else "already exists"
     console.show(
         {"folder": folder, "drawn": drawn},
         lambda: console.line(f"sample data set: {folder} ({state})"),
@@ -69,7 +73,7 @@ def sample(folder: FolderArgument = Path("data_set/sample"), seed: SeedOption = 
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help='What to fetch; so far "flowers".')],
+    name: Annotated[str, typer.Argument(help='The data set, "flowers".')],
     folder: FolderArgument = Path("data_set"),
     val: ValOption = 0.1,
     seed: SeedOption = 0,
@@ -78,7 +82,7 @@ def fetch(
     from mnet_cli.data.sources.flower_photos import fetch_flower_photos
 
     if name != "flowers":
-        raise UsageError(f'"{name}"', "nothing of that name to fetch", '"flowers" was expected')
+        raise UsageError(f'"{name}"', "unknown data set", next_step='Use "flowers"')
     with console.bar("downloading", unit="B") as on_progress:
         photos = fetch_flower_photos(folder, on_progress=on_progress)
     _split(photos, folder / "flowers", val=val, seed=seed, copy=False)
@@ -90,7 +94,7 @@ def split(
     val: ValOption = 0.1,
     seed: SeedOption = 0,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the files even where a hard link would do.")
+        bool, typer.Option("--copy", help="Copy the files even if hard links are possible.")
     ] = False,
 ) -> None:
     """Split a folder of classes into train and val, the same way each time."""
@@ -104,7 +108,7 @@ def _split(source: Path, destination: Path, *, val: float, seed: int, copy: bool
         counts = split_folder(
             source, destination, val_fraction=val, seed=seed, copy=copy, on_progress=on_progress
         )
-    state = "split already" if counts.already_split else "split"
+    state = "already split" if counts.already_split else "split"
     console.show(
         {"folder": destination, **asdict(counts)},
         lambda: _show_split(f"{state}: {destination}", counts),
@@ -119,13 +123,13 @@ def _show_split(title: str, counts: "SplitCounts") -> None:
     )
 
 
-def _show_health(health: "Health") -> None:
-    splits = list(health.images)
-    names = sorted({name for counts in health.images.values() for name in counts})
-    rows = [(name, *(health.images[split].get(name, "none") for split in splits)) for name in names]
+def _show_audit(audit: "Audit") -> None:
+    splits = list(audit.images)
+    names = sorted({name for counts in audit.images.values() for name in counts})
+    rows = [(name, *(audit.images[split].get(name, "none") for split in splits)) for name in names]
     console.table(("class", *(f">{split}" for split in splits)), rows)
     kinds: dict[str, list[Finding]] = {}
-    for finding in health.findings:
+    for finding in audit.findings:
         kinds.setdefault(finding.kind, []).append(finding)
     for kind, found in kinds.items():
         console.line(f"{kind}: {len(found)}")

@@ -1,6 +1,5 @@
 """`mnet eval`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,7 +12,7 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, RefusedError
-from mnet_cli.system.text import listing
+from mnet_cli.system.text import listing, readable
 
 if TYPE_CHECKING:
     from mnet_cli.inference.evaluate import Evaluation
@@ -26,12 +25,15 @@ MAX_JSON_CLASSES = 100  # whose confusion matrix --json gives: 10,000 lines
 def evaluate(
     checkpoint: CheckpointOption = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled images, one folder a class.", show_default="the recipe's"),
+        str | None,
+        typer.Option(
+            help="Labelled images, such as a folder with one folder for each class.",
+            show_default="the recipe's",
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "val", "test"] | None,
-        typer.Option(help="Which part.", show_default="val, or all of --data"),
+        typer.Option(help="Which split.", show_default="val, or all of --data"),
     ] = None,
     min_top1: Annotated[
         float | None,
@@ -41,7 +43,7 @@ def evaluate(
     fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a trained model on labelled images and list what it gets wrong."""
+    """Evaluate a trained model on labelled images and list the wrong predictions."""
     from mnet_cli.inference import evaluate as evaluation
     from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.training.run_directory import latest_run
@@ -55,8 +57,8 @@ def evaluate(
     if chosen not in images.splits:
         raise DataError(
             f"--split {chosen}",
-            f"{images.root} has no such part",
-            f"one of {', '.join(images.splits)} was expected",
+            f"{images.root} has no such split",
+            next_step=f"Choose from {', '.join(images.splits)}",
         )
     samples = images.splits[chosen]
     with console.bar("evaluating") as on_progress:
@@ -73,7 +75,7 @@ def evaluate(
         )
     document = {
         "checkpoint": classifier.source,
-        "data": images.root,
+        "data": readable(images.root),
         "split": chosen,
         "skipped": len(images.skipped),
         **_as_document(result),
@@ -82,9 +84,8 @@ def evaluate(
     if min_top1 is not None and result.top1 < min_top1:
         raise RefusedError(
             str(classifier.source),
-            f"top-1 is {result.top1:.4f}",
-            f"at least {min_top1:g} was expected (--min-top1)",
-            "Train longer, or look at the wrong files above",
+            f"top-1 is {result.top1:.4f}, below --min-top1 {min_top1:g}",
+            next_step="Train longer, or inspect the wrong files above",
         )
 
 
@@ -99,7 +100,7 @@ def _as_document(result: "Evaluation") -> dict[str, Any]:
         "classes": {name: vars(score) for name, score in classes},
         "confusion": result.confusion.tolist() if few else None,
         "confused": result.confused(),
-        "wrong": result.wrong(),
+        "wrong": [{"path": readable(row.pop("image").where), **row} for row in result.wrong()],
     }
 
 
@@ -122,7 +123,7 @@ def _show(document: dict[str, Any], result: "Evaluation") -> None:
 
 
 def _show_classes(result: "Evaluation") -> None:
-    """Print the scores of every class, or of the weakest where there are many."""
+    """Print the scores of every class, or of those with the lowest F1 if there are many."""
     from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES
 
     percent, total = console.percent, len(result.class_names)
@@ -141,7 +142,7 @@ def _show_classes(result: "Evaluation") -> None:
 
 
 def _show_confusion(result: "Evaluation") -> None:
-    """Print the confusion matrix, or the most confused pairs where it has no room."""
+    """Print the confusion matrix, or the most confused pairs if it is too wide."""
     from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS
 
     names = result.class_names

@@ -101,7 +101,7 @@ def export(
     pipeline.check_plan(checkpoint, plan)  # before a minute is spent
     reference = open_classifier(source, "cpu")
     with console.bar("checking images") as on_progress:
-        images = open_images(reference, data, on_progress)
+        images = open_images(reference, str(data) if data else None, on_progress)
     console.notes(images.notes)
     results = []
     for result in pipeline.export(checkpoint, source, images, plan, console.note):

@@ -19,7 +19,7 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
 )
 from mnet_cli.errors import DataError, MachineError, UsageError
-from mnet_cli.system.text import printable
+from mnet_cli.system.text import printable, readable
 
 if TYPE_CHECKING:
     from mnet_cli.inference.predict import Prediction
@@ -30,7 +30,8 @@ STDIN = "-"
 
 def predict(
     paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
+        list[str],
+        typer.Argument(help="Files, folders, data sets, globs, or - for a list on stdin."),
     ],
     checkpoint: CheckpointOption = None,
     topk: Annotated[
@@ -41,23 +42,27 @@ def predict(
     ] = 0.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Write the picture with its answer to this PNG file.")
+        Path | None, typer.Option(help="Write the image with its prediction to this PNG file.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open the picture of --plot.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Let --plot replace a file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --plot replace an existing file.")
+    ] = False,
     batch_size: BatchSizeOption = 8,
     fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Say what is on photographs, one or many."""
+    """Classify one or many photographs."""
     if as_csv and console.settings.json:
-        raise UsageError("--csv", "given with --json", "one of the two was expected")
+        raise UsageError("--csv", "cannot be used with --json", next_step="Use one of the two")
     if as_csv and topk:
-        raise UsageError("--topk", "no effect with --csv, which has a column a class")
+        raise UsageError("--topk", "has no effect with --csv, which has a column for each class")
     if show and not plot:
         raise UsageError("--show", "no picture to open", next_step='Add "--plot FILE.png"')
     if plot and plot.exists() and not force:
-        raise UsageError(f"--plot {plot}", "exists", "a new file was expected", "Or add --force")
+        raise UsageError(
+            f"--plot {plot}", "the file exists", next_step="Choose a new file, or add --force"
+        )
 
     from mnet_cli.inference import predict as prediction
     from mnet_cli.inference.classifier import open_classifier
@@ -68,7 +73,11 @@ def predict(
     first = list(islice(images, 2))
     one = len(first) == 1
     if plot and not one:
-        raise UsageError(f"--plot {plot}", f"{len(first)} images or more", "one was expected")
+        raise UsageError(
+            f"--plot {plot}",
+            f"cannot show {len(first)} images or more",
+            next_step="Give one image",
+        )
     classifier = open_classifier(checkpoint or latest_run(), device)
     names = classifier.class_names
     count = topk or len(names)
@@ -95,9 +104,9 @@ def predict(
                 _open(plot)
     if failures:
         raise DataError(
-            str(answer.path) if one else "predict",
+            answer.name if one else "predict",
             f"no prediction for {failures} path{'s' * (failures > 1)}",
-            next_step="The records above say why",
+            next_step="See the records above for the reasons",
         )
 
 
@@ -115,11 +124,11 @@ def _arguments(paths: list[str]) -> Iterator[str]:
 
 
 def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool) -> Write:
-    """Classic lines, one a class for one image and one an image for many.
+    """Plain lines: one for each class of one image, or one for each of many images.
 
     Args:
         names: Of the classes.
-        count: Classes to show; 0 for nothing but the answer.
+        count: Classes to show; 0 for the answer alone.
         reject: The probability below which the answer is `unknown`.
         one: There is one image.
     """
@@ -132,16 +141,16 @@ def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool
 
     def write(answer: "Prediction") -> None:
         if answer.error:
-            console.line(f"{answer.path}  error: {answer.error.found}")
+            console.line(f"{answer.name}  error: {answer.error.found}")
         elif one:
             for line in classes(answer):
                 console.line(line)
         elif count:
-            console.line("  ".join([str(answer.path), *classes(answer)]))
+            console.line("  ".join([answer.name, *classes(answer)]))
         else:
             best = answer.ranked(names, 1)[0][1]
             console.line(
-                f"{answer.path}  class: {answer.answer(names, reject):10} prob: {best:.3f}"
+                f"{answer.name}  class: {answer.answer(names, reject):10} prob: {best:.3f}"
             )
 
     return write
@@ -151,7 +160,7 @@ def _json_writer(names: tuple[str, ...], count: int, reject: float) -> Write:
     """One JSON document a line for each image."""
 
     def write(answer: "Prediction") -> None:
-        record: dict[str, Any] = {"path": answer.path}
+        record: dict[str, Any] = {"path": readable(answer.name)}
         if answer.error:
             record["error"] = answer.error.found
         else:
@@ -170,7 +179,7 @@ def _csv_writer(names: tuple[str, ...], reject: float) -> Write:
     _csv_row("path", "class", "prob", *shown, "error")
 
     def write(answer: "Prediction") -> None:
-        path = printable(str(answer.path))
+        path = printable(answer.name)
         if answer.error:
             _csv_row(path, "", "", *("" for _ in shown), printable(answer.error.found))
         else:
@@ -195,7 +204,8 @@ def _plot(
 
     ranked = answer.ranked(names, count)
     title = f"class: {answer.answer(names, reject)}  prob: {ranked[0][1]:.3f}"
-    save_picture(draw_prediction(read_image(answer.path), title, ranked), path)
+    assert answer.image is not None, "an answer without an error has an image"
+    save_picture(draw_prediction(read_image(answer.image), title, ranked), path)
     console.note(f"picture: {path}")
 
 

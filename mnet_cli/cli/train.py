@@ -360,8 +360,8 @@ def _write_report(job: "Job", state: "TrainState", summary: Mapping[str, Any]) -
         evaluation=best,
         wrong=[
             WrongImage(
-                row["path"].relative_to(job.data.root).as_posix(),
-                row["path"],
+                row["image"].name,
+                row["image"],
                 row["true"],
                 row["predicted"],
                 row["prob"],

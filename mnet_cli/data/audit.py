@@ -1,22 +1,24 @@
-"""What is wrong, or may be, with a folder of images; nothing on disk is changed."""
+"""What is wrong, or may be wrong, with a data set; nothing on disk is changed."""
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import imagehash
 import numpy as np
 from PIL import Image
 
-from mnet_cli.data.images import BROKEN, decode_image, read_bytes
+from mnet_cli.data.image_files import ImageFile
+from mnet_cli.data.images import BROKEN, decode_image
 from mnet_cli.data.near import near_groups
-from mnet_cli.data.paths import Files, Names
-from mnet_cli.data.sources.folder import ImageSet, check_class_names, scan_unchecked
+from mnet_cli.data.paths import Names
+from mnet_cli.data.sources import open_source
+from mnet_cli.data.sources.base import ImageSource
+from mnet_cli.data.sources.classes import check_class_names
 from mnet_cli.data.validate import same_bytes
 from mnet_cli.errors import DataError
 from mnet_cli.system.machine import cores
@@ -28,7 +30,7 @@ FORMAT_OF = {  # Pillow's name of the format that an extension promises
 TINY, HUGE = 64, 50_000_000  # pixels of the shorter side; pixels in all
 NEAR = 4  # of the 64 bits of two perceptual hashes may differ
 IMBALANCE = 10  # times more images in the largest class than in the smallest
-TOGETHER = 500  # images
+BLOCK = 500  # images
 
 Progress = Callable[[int, int], None]
 
@@ -59,12 +61,12 @@ SERIOUS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to look at.
+    """Something that the user should check.
 
     Attributes:
         kind: A key of `SERIOUS`.
-        paths: The images, below the root; empty where it is about a class.
-        detail: What was seen.
+        paths: Names of the images; empty for a finding about a class.
+        detail: What was found.
     """
 
     kind: str
@@ -73,70 +75,66 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Health:
-    """What was found in a folder.
+class Audit:
+    """What was found in a data set.
 
     Attributes:
-        root: The folder.
+        root: The data set.
         images: Images of each class in each split.
         findings: In the order of `SERIOUS`.
     """
 
-    root: Path
+    root: str
     images: dict[str, dict[str, int]]
     findings: list[Finding]
 
     @property
     def serious(self) -> list[Finding]:
-        """Those that training refuses, or that make scores worthless."""
+        """The findings that training refuses, or that make scores meaningless."""
         return [finding for finding in self.findings if SERIOUS[finding.kind]]
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Examined:
     """One image: digest of its bytes, perceptual hash, and findings about it alone."""
 
     sha256: bytes
-    likeness: int
+    phash: int
     findings: list[tuple[str, str]]
 
 
 def examine(
-    root: Path, on_progress: Progress | None = None, on_comparing: Progress | None = None
-) -> Health:
-    """Look at every image below `root`, and at how the classes are filled.
+    root: str, on_progress: Progress | None = None, on_comparing: Progress | None = None
+) -> Audit:
+    """Examine every image of a data set, and the number of images of each class.
 
     Args:
-        root: A folder with `train/` and `val/` (and perhaps `test/`), or one of classes.
+        root: A data set that any installed image source reads.
         on_progress: Called with (done, total) images.
         on_comparing: Called with (done, total) steps of the search for near duplicates.
 
     Raises:
-        DataError: The folder cannot be read, or holds no class folders at all.
+        DataError: The data set cannot be read, or has no classes at all.
     """
-    sets = scan_unchecked(root)
-    paths = Names(
-        (images.root.relative_to(root) / path).as_posix()
-        for images in sets.values()
-        for path in images.paths
-    )
-    names = [images.class_names[label] for images in sets.values() for label in images.labels]
-    splits = np.repeat(list(sets), [len(images.labels) for images in sets.values()])
+    sources = open_source(root)
+    paths = Names(name for source in sources.values() for name in source.names)
+    names = [source.class_names[label] for source in sources.values() for label in source.labels]
+    splits = np.repeat(list(sources), [len(source) for source in sources.values()])
     sha256 = np.zeros((len(paths), 32), np.uint8)
-    likeness = np.zeros(len(paths), np.uint64)
+    phash = np.zeros(len(paths), np.uint64)
     usable = np.zeros(len(paths), bool)
     findings: list[Finding] = []
     with ThreadPoolExecutor(cores()) as pool:
-        files = Files(root, paths)
         blocks = (
-            pool.map(_look, [files[i] for i in range(start, min(start + TOGETHER, len(files)))])
-            for start in range(0, len(files), TOGETHER)
+            pool.map(_examine_image, [source[i] for i in range(len(source))[start : start + BLOCK]])
+            for source in sources.values()
+            for start in range(0, len(source), BLOCK)
         )
-        for index, look in enumerate(chain.from_iterable(blocks)):
-            sha256[index] = np.frombuffer(look.sha256, np.uint8)
-            likeness[index] = look.likeness
-            usable[index] = all(kind != "unreadable" for kind, _ in look.findings)
-            findings += [Finding(kind, (paths[index],), text) for kind, text in look.findings]
+        for index, image in enumerate(chain.from_iterable(blocks)):
+            sha256[index] = np.frombuffer(image.sha256, np.uint8)
+            phash[index] = image.phash
+            usable[index] = all(kind != "unreadable" for kind, _ in image.findings)
+            findings += [Finding(kind, (paths[index],), text) for kind, text in image.findings]
             if on_progress:
                 on_progress(index + 1, len(paths))
     places = list(zip(names, splits.tolist(), strict=True))
@@ -147,36 +145,36 @@ def examine(
         np.asarray([first.get(i, i) for i in range(len(paths))]) == np.arange(len(paths))
     )
     chosen = np.flatnonzero(single)
-    for near in near_groups(likeness[chosen], NEAR, on_comparing):
+    for near in near_groups(phash[chosen], NEAR, on_comparing):
         found = _duplicates("near duplicates", chosen[near.members].tolist(), places, paths)
         detail = (
             f"{len(near.members):,} images, neighbours differ in at most {near.bits} of 64 bits"
         )
         findings.append(replace(found, detail=detail))
-    images = {split: _counts(images) for split, images in sets.items()}
-    findings += chain.from_iterable(map(_about_names, sets.values()))
+    images = {split: _counts(source) for split, source in sources.items()}
+    findings += chain.from_iterable(map(_about_names, sources.values()))
     findings += _about_classes(images)
-    notes = [note for found in sets.values() for note in found.ignored]
+    notes = [note for source in sources.values() for note in source.ignored]
     findings += [Finding("ignored", (), note) for note in notes if not note.endswith("hidden")]
     order = list(SERIOUS)
     findings.sort(key=lambda finding: order.index(finding.kind))
-    return Health(root, images, findings)
+    return Audit(next(iter(sources.values())).root, images, findings)
 
 
-def _look(path: Path) -> _Look:
+def _examine_image(file: ImageFile) -> _Examined:
     digest = bytes(32)
     try:
-        content = read_bytes(path)
+        content = file.read()
         digest = hashlib.sha256(content).digest()
-        image = decode_image(content, str(path))
+        image = decode_image(content, file.where)
     except DataError as error:
-        return _Look(digest, 0, [("unreadable", error.found)])
+        return _Examined(digest, 0, [("unreadable", error.found)])
     bits = np.packbits(imagehash.phash(image).hash.ravel())
-    likeness = int.from_bytes(bits.tobytes(), "big")
-    return _Look(digest, likeness, list(_about_one(path, content, image)))
+    phash = int.from_bytes(bits.tobytes(), "big")
+    return _Examined(digest, phash, list(_about_one(file.name, content, image)))
 
 
-def _about_one(path: Path, content: bytes, image: Image.Image) -> Iterator[tuple[str, str]]:
+def _about_one(name: str, content: bytes, image: Image.Image) -> Iterator[tuple[str, str]]:
     frames = 1
     with Image.open(io.BytesIO(content)) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format
@@ -184,8 +182,8 @@ def _about_one(path: Path, content: bytes, image: Image.Image) -> Iterator[tuple
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
         except BROKEN as error:  # counting them reads them all
             yield "damaged beyond the first frame", str(error)
-    suffix = PurePosixPath(path.name).suffix.lower()
-    if kind != FORMAT_OF[suffix]:
+    suffix = PurePosixPath(name).suffix.lower()
+    if kind != FORMAT_OF.get(suffix, kind):
         yield "extension of another format", f"{suffix} holds {kind}"
     if frames > 1:
         yield "animated, first frame used", f"{frames} frames"
@@ -202,21 +200,21 @@ def _duplicates(
     """A group of images that are the same, with where that matters."""
     classes, splits = ({places[index][part] for index in group} for part in (0, 1))
     detail = ", ".join(sorted(classes))
-    if len(splits) > 1:  # worse than another class: it makes the scores worthless
+    if len(splits) > 1:  # worse than another class: it makes the scores meaningless
         kind = f"{kind} in two splits"
     elif len(classes) > 1:
         kind = f"{kind} in two classes"
     return Finding(kind, tuple(paths[index] for index in group), detail)
 
 
-def _counts(images: ImageSet) -> dict[str, int]:
-    counts = Counter(images.class_names[label] for label in images.labels)
-    return {name: counts[name] for name in images.class_names}
+def _counts(source: ImageSource) -> dict[str, int]:
+    counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+    return dict(zip(source.class_names, counts, strict=True))
 
 
-def _about_names(images: ImageSet) -> Iterator[Finding]:
+def _about_names(source: ImageSource) -> Iterator[Finding]:
     try:
-        check_class_names(images.root, images.class_names)
+        check_class_names(source.place, source.class_names)
     except DataError as error:
         yield Finding("unusable class names", (), f"{error.where}: {error.found}")
 

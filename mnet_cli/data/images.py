@@ -1,42 +1,43 @@
-"""The one decoder: from a file to an upright RGB image, or a DataError that says why not."""
+"""The only image decoder: from encoded bytes to an upright RGB image, or a DataError."""
 
 import io
 import math
 import re
-import stat
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import PIL
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a bomb does not
-SPARE = 2  # a JPEG decoded smaller keeps so many times the pixels that are needed
-TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
-MAX_ASPECT = 100  # long side over short side; beyond, resizing the short side is a bomb too
+MAX_PIXELS = (
+    100_000_000  # 300 MB as RGB; a 100-megapixel camera passes, a decompression bomb does not
+)
+SPARE = 2  # a JPEG decoded smaller has at least this many times the pixels needed per side
+ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
+MAX_ASPECT = 100  # long side over short side; beyond that, resizing takes too much memory
 
-# Raised with every change of which images are refused, or of what is said of them; changes of
-# pixels are counted by `preprocess.DECODE_RULES`.
-RULES = 2
-# What an image's fault, or that it has none, depends on besides its bytes.
+# Increased with every change of which images are refused, and of the messages; changes of pixels
+# are counted by `preprocess.DECODE_RULES`.
+RULES = 3
+# What the outcome of decoding depends on, besides the bytes.
 DECODER = f"rules {RULES}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 
 # Of a JPEG's modes: simplejpeg's name, and Pillow's raw mode, in which CMYK is inverted.
 LAYOUTS = {"L": ("GRAY", "L"), "RGB": ("RGB", "RGB"), "CMYK": ("CMYK", "CMYK;I")}
 DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")  # libjpeg's warnings of lost pixels
-# What it also says of bytes between the segments of the header, which are no pixels.
+# The same warning for bytes between the segments of the header, which hold no pixels.
 HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-9])")
 PNG_SIGNATURE = 8  # bytes before the first chunk
 PNG_DEPTH = 24  # the byte that gives the bits of a sample
 
-# Pillow warns below its limit and raises above twice that; ours is one limit and an error.
+# Pillow warns above its limit and raises above twice that; `MAX_PIXELS` replaces both.
 Image.MAX_IMAGE_PIXELS = None
 
 # What Pillow raises on damaged files, found by mutating 128,000 of them.
@@ -48,44 +49,24 @@ BROKEN = (
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def read_image(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Decode the image file at `path`; see `decode_image`.
+def read_image(image: ImageFile, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Read and decode an image; see `decode_image`.
 
     Raises:
-        DataError: The file is missing, unreadable, not a regular file, or no usable image.
+        DataError: It cannot be read, or is not a usable image.
     """
-    return decode_image(read_bytes(path), str(path), background)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file whole; devices and pipes are refused before they can block.
-
-    Raises:
-        DataError: The file is missing, unreadable, empty or not a regular file.
-    """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise DataError(str(path), "not a regular file", "an image file was expected")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            str(path), f"cannot be read ({error.strerror})", "a readable image was expected"
-        ) from error
-    if not content:
-        raise DataError(str(path), "empty file (0 bytes)", "an image was expected")
-    return content
+    return decode_image(image.read(), image.where, background)
 
 
 class Photograph:
-    """An image file's bytes: first its size, then, once it is known how it will be used, pixels.
+    """An encoded image: its size at once, its pixels when they are asked for.
 
-    EXIF orientation is applied, transparency is laid on `background`, 16-bit grey is
+    EXIF orientation is applied, transparency is composited on `background`, 16-bit grey is
     rescaled to 8 bits, the first frame of an animation is taken, and every other mode is
     converted as Pillow converts it.
 
     Args:
-        content: The file's bytes.
+        content: The encoded bytes.
         where: The name to use in errors.
         background: The colour under transparent pixels, R, G, B in 0..255.
 
@@ -106,7 +87,7 @@ class Photograph:
             _refuse_extreme(image.size, where)
             # Only a JPEG can be decoded smaller, so only there it pays to wait.
             self._shrinks = image.format in ("JPEG", "MPO")
-            turned = self._shrinks and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            rotated = self._shrinks and image.getexif().get(ExifTags.Base.Orientation) in ROTATED
             if image.format == "PNG":
                 _check_chunks(content)
                 clear = image.info.get("transparency")
@@ -114,16 +95,16 @@ class Photograph:
                     image.info["transparency"] = tuple(level >> 8 for level in clear)
             self._decoded = (1, None if self._shrinks else self._upright(image))
         except BROKEN as error:
-            raise _damaged(content, where, error) from error
+            raise DataError(where, describe(content, error)) from error
         width, height = self._decoded[1].size if self._decoded[1] else image.size
-        self.size = (height, width) if turned else (width, height)
+        self.size = (height, width) if rotated else (width, height)
 
     def decode(self, times: int = 1) -> Image.Image:
-        """Decode to upright RGB pixels; asked for the same again, they are there.
+        """Decode to upright RGB pixels; a second call with the same argument decodes nothing.
 
         Args:
-            times: How many times smaller the sides of a JPEG come out, as `times_smaller`
-                allows; other formats come out whole.
+            times: By which factor the sides of a JPEG become smaller, as `times_smaller`
+                allows; other formats keep their size.
 
         Raises:
             DataError: Truncated, damaged, or in floating point.
@@ -137,7 +118,7 @@ class Photograph:
                     image = _decode_jpeg(image, self.content, times)
                 pixels = self._upright(image)
             except BROKEN as error:
-                raise _damaged(self.content, self.where, error) from error
+                raise DataError(self.where, describe(self.content, error)) from error
             self._decoded = (times, pixels)
         return pixels
 
@@ -147,13 +128,13 @@ class Photograph:
 
 
 def times_smaller(surplus: float) -> int:
-    """How many times smaller a JPEG may be decoded without a difference that matters.
+    """By which factor a JPEG may be decoded smaller without a relevant difference.
 
     Args:
-        surplus: How many times larger the part that is used is than what it is resized to.
+        surplus: The size of the part that is used, divided by the size it is resized to.
 
     Returns:
-        1, 2 or 4, so that a factor of `SPARE` at least is left to the resizing.
+        1, 2 or 4, so that resizing still reduces it by `SPARE` at least.
     """
     return next((times for times in (4, 2) if surplus >= SPARE * times), 1)
 
@@ -161,21 +142,21 @@ def times_smaller(surplus: float) -> int:
 def decode_image(
     content: bytes, where: str, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
-    """Decode an image file's bytes into an upright RGB image; see `Photograph`.
+    """Decode encoded bytes into an upright RGB image; see `Photograph`.
 
     Raises:
-        DataError: The bytes are no usable image.
+        DataError: The bytes are not a usable image.
     """
     return Photograph(content, where, background).decode()
 
 
-def open_photograph(path: Path, background: tuple[int, int, int]) -> Photograph:
-    """Read the image file at `path` and look at its header.
+def open_photograph(image: ImageFile, background: tuple[int, int, int]) -> Photograph:
+    """Read an image and its header.
 
     Raises:
-        DataError: The file is missing, unreadable, not a regular file, or no usable image.
+        DataError: It cannot be read, or is not a usable image.
     """
-    return Photograph(read_bytes(path), str(path), background)
+    return Photograph(image.read(), image.where, background)
 
 
 def _refuse_extreme(size: tuple[int, int], where: str) -> None:
@@ -183,26 +164,22 @@ def _refuse_extreme(size: tuple[int, int], where: str) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
             where,
-            f"{width}x{height} pixels",
-            f"at most {MAX_PIXELS:,} pixels were expected",
-            "Scale the image down",
+            f"{width}x{height} pixels, more than {MAX_PIXELS:,}",
+            next_step="Make the image smaller",
         )
     if max(size) > MAX_ASPECT * min(size):
         raise DataError(
             where,
-            f"{width}x{height} pixels",
-            f"sides within a ratio of {MAX_ASPECT} were expected",
-            "Crop the image",
+            f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other",
+            next_step="Crop the image",
         )
-
-
-def _damaged(content: bytes, where: str, error: BaseException) -> DataError:
-    return DataError(where, describe(content, error), "a whole image was expected")
 
 
 def describe(content: bytes, error: BaseException) -> str:
     """Say in a few words why `content` could not be decoded."""
     start = content[:256].lstrip().lower()
+    if not content:
+        return "empty file (0 bytes)"
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page, not an image"
     if start.startswith(b"version https://git-lfs"):
@@ -213,11 +190,11 @@ def describe(content: bytes, error: BaseException) -> str:
 
 
 def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
-    """Decode a JPEG with its sides `times` smaller, by leaving out finer frequencies.
+    """Decode a JPEG with its sides `times` smaller, by leaving out high frequencies.
 
-    Pillow keeps libjpeg's warnings to itself; simplejpeg raises them, and gives the same
-    pixels. Kinds of JPEG that it does not know are left to Pillow, and so are files that it
-    warns of for their headers alone.
+    Pillow does not report libjpeg's warnings; simplejpeg raises them, and gives the same
+    pixels. Pillow decodes the kinds of JPEG that simplejpeg does not support, and the files
+    whose warnings are about headers only.
 
     Args:
         image: The JPEG as Pillow opened it.
@@ -228,11 +205,11 @@ def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
         ValueError: Pixels are damaged or missing.
     """
     width, height = (math.ceil(side / times) for side in image.size)
-    room = np.empty((height, width, len(image.getbands())), np.uint8)
+    buffer = np.empty((height, width, len(image.getbands())), np.uint8)
     least = {"min_width": width, "min_height": height} if times > 1 else {}
     layout, stored = LAYOUTS[image.mode]
     try:
-        pixels = simplejpeg.decode_jpeg(content, layout, buffer=room, **least)
+        pixels = simplejpeg.decode_jpeg(content, layout, buffer=buffer, **least)
     except ValueError as error:
         if str(error).startswith(DAMAGE) and not HARMLESS.search(str(error)):
             raise
@@ -245,7 +222,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, times: int) -> Image.Image:
 
 
 def _check_chunks(content: bytes) -> None:
-    """Compare the checksums of a PNG's critical chunks; Pillow passes over those at the end.
+    """Compare the checksums of a PNG's critical chunks; Pillow does not check the last ones.
 
     Raises:
         ValueError: A checksum is wrong, or the last chunk is missing.
@@ -267,7 +244,9 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(where, "32-bit integer pixels", "8 or 16 bits a channel were expected")
+            raise DataError(
+                where, "32-bit integer pixels", next_step="Rescale the image to 8 or 16 bits"
+            )
         opaque = values != image.info.get("transparency", -1)
         image = Image.fromarray((values / 257).round().astype(np.uint8))
         if not opaque.all():
@@ -276,8 +255,7 @@ def _to_rgb(image: Image.Image, where: str, background: tuple[int, int, int]) ->
         raise DataError(
             where,
             "floating-point pixels, whose range is unknown",
-            "8 or 16 bits a channel were expected",
-            "Rescale the image to 8 bits",
+            next_step="Rescale the image to 8 bits",
         )
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))

@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mnet_cli.data.augment import Augmentation, View, build_view
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.images import Photograph, open_photograph
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError
@@ -49,29 +49,29 @@ Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class ViewDataset(Dataset[Sample]):
     """Random views of labelled photographs, addressed by (pass, index).
 
-    A view's randomness is seeded from (seed, pass, the file's bytes), so neither the number
+    A view's randomness is seeded from (seed, pass, the encoded bytes), so neither the number
     of workers nor the other photographs nor anything else that draws random numbers can
     change it.
 
     Args:
-        paths: The N image files.
+        images: The N images.
         labels: The class of each (N,).
-        sha256: Digests of the files' bytes (N, 32), uint8.
+        sha256: Digests of the encoded bytes (N, 32), uint8.
         preprocess: How an image becomes the network's input.
-        augmentation: What chance may change on the way.
+        augmentation: What is changed at random.
         seed: Of the views.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        images: Sequence[ImageFile],
         labels: NDArray[np.int64],
         sha256: NDArray[np.uint8],
         preprocess: Preprocess,
         augmentation: Augmentation,
         seed: int,
     ) -> None:
-        self.paths, self.labels, self.sha256 = paths, labels, sha256
+        self.images, self.labels, self.sha256 = images, labels, sha256
         self.preprocess, self.augmentation, self.seed = preprocess, augmentation, seed
         self._last: tuple[int, Photograph] | None = None
 
@@ -81,7 +81,7 @@ class ViewDataset(Dataset[Sample]):
         return build_view(self.preprocess, self.augmentation)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, key: Key) -> Sample:
         number, index = key
@@ -93,20 +93,19 @@ class ViewDataset(Dataset[Sample]):
             return error  # raised in a worker it would arrive as a traceback in a string
 
     def prepare(self) -> None:
-        """Build and import once what worker processes then inherit."""
+        """Build and import, before workers start, what they all need."""
         _ = self.view
 
     def _open(self, index: int) -> Photograph:
-        """Open a photograph, once for all its views if they come one after the other."""
+        """Open a photograph, once for all its views if they are loaded one after the other."""
         if self._last is None or self._last[0] != index:
-            path, background = self.paths[index], self.preprocess.background
-            photograph = open_photograph(path, background)
+            image = self.images[index]
+            photograph = open_photograph(image, self.preprocess.background)
             if hashlib.sha256(photograph.content).digest() != self.sha256[index].tobytes():
                 raise DataError(
-                    str(path),
-                    "not the file any more that was checked before training",
-                    "data that stays as it is was expected",
-                    "Start again",
+                    image.where,
+                    "changed since it was checked before training",
+                    next_step="Start the training again, and do not change the data meanwhile",
                 )
             self._last = index, photograph
         return self._last[1]
@@ -205,7 +204,7 @@ def load_views(
         MachineError: A worker died.
     """
     views.prepare()
-    # Without `persistent_workers`: those wait for each other for seconds when they end.
+    # Without `persistent_workers`, which take seconds to end.
     loader: DataLoader[Batch | DataError] = DataLoader(
         views,  # type: ignore[arg-type]  # `_collate` turns samples into batches
         batch_sampler=batches,
@@ -227,19 +226,19 @@ def load_views(
 
 
 def worker_death(error: BaseException) -> MachineError | None:
-    """The machine's fault behind an error that torch raises, anywhere, when a worker has died.
+    """The error to report when torch raises `error` because a worker died; None if none did.
 
-    The connection over which a worker hands its tensors over may be found closed before torch
-    has seen the worker die.
+    The connection that a worker sends its tensors over may be closed before torch notices that
+    the worker died.
     """
     said_so = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
     if not said_so and not isinstance(error, ConnectionResetError):
         return None
     return MachineError(
         "data.workers",
-        f"a process that loads images died ({str(error).splitlines()[0]})",
-        "memory for all of them was expected",
-        "Try --set data.workers=0, or a smaller data.batch_size",
+        f"a process that loads images died ({str(error).splitlines()[0]}), "
+        "perhaps for lack of memory",
+        next_step="Try --set data.workers=0, or a smaller data.batch_size",
     )
 
 
@@ -254,14 +253,14 @@ def _collate(samples: Sequence[Sample], transform: Transform | None) -> Batch | 
 
 
 def _leave_signals(worker: int) -> None:
-    """Leave it to the main process to answer signals that reach a whole group of processes.
+    """Let only the main process handle the signals that are sent to a group of processes.
 
-    A worker that is told to end does so without a word; torch would report another end in the
-    middle of whatever the main process does.
+    A worker ends silently on SIGTERM; otherwise torch would report that the worker died while
+    the main process is doing something else.
     """
     for number in available("SIGINT", "SIGHUP"):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    # Errors of samples reach the main process as values; what is left is the thread that hands
-    # over batches and finds the main process gone.
+    # Errors of samples reach the main process as values. The remaining ones come from the thread
+    # that sends batches, when the main process no longer exists.
     sys.excepthook = lambda *_: None

@@ -1,4 +1,4 @@
-"""Dividing images into train and val, so that the same bytes are never on both sides."""
+"""Splitting images into train and val, so that the same bytes are never in both."""
 
 import csv
 import hashlib
@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mnet_cli.data.sources.folder import ImageSet, scan_splits
+from mnet_cli.data.image_files import unreadable
+from mnet_cli.data.sources.base import ImageSource
+from mnet_cli.data.sources.classes import check_classes
+from mnet_cli.data.sources.folder import FolderSource
 from mnet_cli.errors import DataError
 from mnet_cli.system.atomic import atomic_folder, atomic_write
 from mnet_cli.system.hashing import file_sha256
@@ -23,12 +26,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """How many images each class has on each side.
+    """How many images of each class are in each split.
 
     Attributes:
         train: Images by class name.
         val: Images by class name.
-        already_split: Whether this very split was there before, so that nothing was done.
+        already_split: Whether the same split already existed, so that nothing was done.
     """
 
     train: dict[str, int]
@@ -41,10 +44,10 @@ def assign(
 ) -> list[bool]:
     """Choose which images are for validation, class by class, by their content.
 
-    Each class gives round(n·fraction) of its n different contents to val, and keeps at least
-    one on each side. Contents are ranked by a hash of seed and content, so the order of files
-    has no influence, and a content keeps its rank when others come or go. A content that
-    stands in two classes contradicts itself as an answer, so it stays in train.
+    Of the n different contents of a class, round(n·fraction) go to val, at least one to each
+    split. Contents are ranked by a hash of seed and content, so the order of files does not
+    matter, and a content has the same rank when others are added or removed. A content that
+    is in two classes has no single right answer, so it is never in val.
 
     Args:
         hashes: A digest of each image's bytes.
@@ -56,7 +59,7 @@ def assign(
         For each image whether it is in val.
 
     Raises:
-        DataError: A class has fewer than two different contents, or too few that stand in no
+        DataError: A class has fewer than two different contents, or too few that are in no
             other class.
     """
     classes_of: dict[str, set[int | str]] = defaultdict(set)
@@ -70,16 +73,16 @@ def assign(
     val: set[str] = set()
     for label, contents in contents_of.items():
         own = [content for content in contents if len(classes_of[content]) == 1]
-        wanted = max(1, min(round(len(contents) * fraction), len(contents) - 1))
-        if len(contents) < 2 or len(own) < wanted:
+        count = max(1, min(round(len(contents) * fraction), len(contents) - 1))
+        if len(contents) < 2 or len(own) < count:
             raise DataError(
                 f"class {printable(str(label))}",
-                f"{len(contents)} different images, {len(own)} of them in this class alone",
-                f"a split needs two, and {wanted} for val that are in no other class",
-                "Add images, or remove those that stand in several classes",
+                f"{len(contents)} different images, {len(own)} of them in no other class; a split "
+                f"needs at least two, and {count} for val that are in no other class",
+                next_step="Add images, or remove those that are in several classes",
             )
         own.sort(key=lambda content: hashlib.sha256(f"{seed} {content}".encode()).digest())
-        val.update(own[:wanted])
+        val.update(own[:count])
     return [content in val for content in hashes]
 
 
@@ -92,12 +95,12 @@ def split_folder(
     copy: bool = False,
     on_progress: Progress | None = None,
 ) -> SplitCounts:
-    """Make a data set with train/ and val/ out of one folder of classes.
+    """Make a data set with train/ and val/ from one folder of classes.
 
-    Files are hard links to those of `source` where the file system allows it, else copies.
-    An image in a subfolder of its class gets the subfolder's name in front of its own. The
-    destination appears complete or not at all, with the manifest split.csv (columns path,
-    class, split, sha256; paths below the destination). Doing it again changes nothing.
+    Files are hard links to those of `source` if the file system allows it, else copies.
+    The name of an image in a subfolder of its class begins with the name of the subfolder. The
+    destination is published complete or not at all, with the manifest split.csv (columns path,
+    class, split, sha256; paths below the destination). A second call changes nothing.
 
     Args:
         source: A folder of classes; it is only read.
@@ -113,20 +116,20 @@ def split_folder(
         MachineError: The disk refuses.
     """
     images = _scan_apart(source, destination)
-    report = _steps(on_progress, 2 * len(images.paths))
-    hashes = [_hash_of(source / path, report) for path in images.paths]
+    report = _steps(on_progress, 2 * len(images.names))
+    hashes = [_hash_of(source / name, report) for name in images.names]
     class_of = [images.class_names[label] for label in images.labels]
     is_val = assign(hashes, class_of, val_fraction, seed)
-    sides = ["val" if val else "train" for val in is_val]
-    placed = [f"{side}/{name}" for side, name in zip(sides, _flat_names(images), strict=True)]
-    columns = (map(readable, placed), map(readable, class_of), sides, hashes)
+    splits = ["val" if val else "train" for val in is_val]
+    placed = [f"{split}/{name}" for split, name in zip(splits, _flat_names(images), strict=True)]
+    columns = (map(readable, placed), map(readable, class_of), splits, hashes)
     rows = sorted(zip(*columns, strict=True))
 
-    already_split = _is_there(destination, placed, rows)
+    already_split = _already_exists(destination, placed, rows)
     if not already_split:
         with atomic_folder(destination) as folder:
-            for path, target in zip(images.paths, placed, strict=True):
-                _place((source / path).resolve(), folder / target, copy)
+            for name, target in zip(images.names, placed, strict=True):
+                _place((source / name).resolve(), folder / target, copy)
                 next(report)
             with atomic_write(folder / MANIFEST, "w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
@@ -134,28 +137,26 @@ def split_folder(
     return SplitCounts(dict(train), dict(Counter(class_of) - train), already_split)
 
 
-def _scan_apart(source: Path, destination: Path) -> ImageSet:
-    """The images of `source`, which is not split yet and in which `destination` does not lie."""
+def _scan_apart(source: Path, destination: Path) -> ImageSource:
+    """The images of `source`, which is not split yet and which does not contain `destination`."""
     if destination.resolve().is_relative_to(source.resolve()):
         raise DataError(
             printable(str(destination)),
-            "lies in the source folder",
-            "the split goes to a folder of its own",
-            "Choose another destination",
+            "is inside the source folder",
+            next_step="Choose another destination",
         )
-    splits = scan_splits(source)
+    splits = check_classes(dict(FolderSource.open(str(source))))
     if "all" not in splits:
         raise DataError(
             printable(str(source)),
-            "is split into train and val already",
-            "one folder of classes was expected",
-            "Use it as it is",
+            "is already split into train and val",
+            next_step="Use it as it is, or give one folder of classes",
         )
     return splits["all"]
 
 
 def _steps(on_progress: Progress | None, total: int) -> Iterator[None]:
-    """Report one more step at each turn."""
+    """Report one more step at each `next`."""
     for done in range(1, total + 1):
         if on_progress:
             on_progress(done, total)
@@ -167,17 +168,12 @@ def _hash_of(path: Path, report: Iterator[None]) -> str:
     try:
         digest = file_sha256(path)
     except OSError as error:
-        raise DataError(
-            printable(str(path)),
-            f"cannot be read ({error.strerror or error})",
-            "every image of a data set must be readable",
-            "Change its permissions or move it out of the data set",
-        ) from error
+        raise unreadable(path, error) from error
     next(report)
     return digest
 
 
-def _flat_names(images: ImageSet) -> list[str]:
+def _flat_names(images: ImageSource) -> list[str]:
     """For each image <class>/<name>, unique, with subfolders joined to the name by '__'.
 
     Images directly in their class come first, so they keep their names; names that differ
@@ -185,7 +181,7 @@ def _flat_names(images: ImageSet) -> list[str]:
     """
     names: dict[str, str] = {}
     taken: set[str] = set()
-    for path in sorted(images.paths, key=lambda path: (path.count("/"), path)):
+    for path in sorted(images.names, key=lambda path: (path.count("/"), path)):
         class_name, *folders, name = PurePosixPath(path).parts
         flat = PurePosixPath(class_name, "__".join([*folders, name]))
         unique, number = flat, 2
@@ -193,36 +189,34 @@ def _flat_names(images: ImageSet) -> list[str]:
             unique, number = flat.with_stem(f"{flat.stem}-{number}"), number + 1
         taken.add(str(unique).casefold())
         names[path] = str(unique)
-    return [names[path] for path in images.paths]
+    return [names[path] for path in images.names]
 
 
-def _is_there(
+def _already_exists(
     destination: Path, placed: Sequence[str], rows: Sequence[tuple[str, str, str, str]]
 ) -> bool:
-    """Whether `destination` holds this split, as opposed to nothing; else an error."""
+    """Whether `destination` contains this split; False if it is new or empty, else an error."""
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return False
     where, next_step = printable(str(destination)), "Choose another destination"
     manifest = destination / MANIFEST
     if not manifest.is_file():
-        raise DataError(where, "is in use by something else", f"no {MANIFEST} in it", next_step)
+        raise DataError(where, f"is not empty and has no {MANIFEST}", next_step=next_step)
     with manifest.open(encoding="utf-8", errors="replace", newline="") as file:
         found = [tuple(row) for row in csv.reader(file)]
     if found != [COLUMNS, *rows]:
         raise DataError(
             where,
-            "holds another split",
-            f"this source, val_fraction and seed give {len(rows)} images in another division "
-            f"than its {MANIFEST}",
-            next_step,
+            f"contains another split: its {MANIFEST} differs from the {len(rows)} images that this "
+            "source, val_fraction and seed give",
+            next_step=next_step,
         )
     missing = [path for path in placed if not (destination / path).is_file()]
     if missing:
         raise DataError(
             where,
-            f"{len(missing)} images of its {MANIFEST} are gone, such as {printable(missing[0])}",
-            "a split that is complete",
-            next_step,
+            f"{len(missing)} images of its {MANIFEST} are missing, such as {printable(missing[0])}",
+            next_step=next_step,
         )
     return True
 

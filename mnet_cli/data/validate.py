@@ -1,4 +1,4 @@
-"""Every image is decoded and hashed once, and the outcome is remembered between runs."""
+"""Check images: each is decoded and hashed once, and the outcome is remembered between runs."""
 
 import hashlib
 import sqlite3
@@ -6,30 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from mnet_cli.data.images import DECODER, decode_image, read_bytes
+from mnet_cli.data.image_files import ImageFile, Stamp
+from mnet_cli.data.images import DECODER, decode_image
 from mnet_cli.errors import DataError
 from mnet_cli.system.machine import cores
-from mnet_cli.system.text import readable
 
 DIGEST = hashlib.sha256().digest_size  # bytes
-TOGETHER = 500  # images; a check that was killed loses no more than these
+BLOCK = 500  # images; a check that is killed loses the outcomes of no more than these
 
-Stamp = tuple[str, int, int, int]
 Outcome = tuple[bytes, str]  # the digest of the bytes, and the fault if there is one
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check found in N files.
+    """What the check found in N images.
 
     Attributes:
-        sha256: Digests of the files' bytes (N, 32), uint8; zeros where they could not be read.
+        sha256: Digests of the encoded bytes (N, 32), uint8; zeros where they could not be read.
         faults: Why an image cannot be used, by its index; only of those that cannot.
     """
 
@@ -38,27 +36,28 @@ class Checked:
 
 
 def check_images(
-    paths: Sequence[Path], on_progress: Callable[[int, int], None] | None = None
+    images: Sequence[ImageFile], on_progress: Callable[[int, int], None] | None = None
 ) -> Checked:
-    """Decode and hash every file once, in parallel; unchanged files are taken as remembered.
+    """Decode and hash every image once, in parallel; the outcome is remembered between runs.
 
-    The outcome is kept by path, size, times of change and decoder in the user's cache folder,
-    never beside the images. If that folder cannot be written, nothing is remembered.
+    Outcomes are stored by the stamp of the image and the version of the decoder in the user's
+    cache folder, never beside the images. An image without a stamp is checked every time. If
+    the cache folder cannot be written, nothing is remembered.
 
     Args:
-        paths: The image files.
+        images: The images.
         on_progress: Called with (done, total).
     """
-    checked = Checked(np.zeros((len(paths), DIGEST), np.uint8), {})
+    checked = Checked(np.zeros((len(images), DIGEST), np.uint8), {})
     with closing(_open_memory()) as memory, ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(paths), TOGETHER):
-            some = [paths[index] for index in range(start, min(start + TOGETHER, len(paths)))]
+        for start in range(0, len(images), BLOCK):
+            some = [images[index] for index in range(start, min(start + BLOCK, len(images)))]
             for index, (sha256, fault) in enumerate(_outcomes(some, memory, pool), start):
                 checked.sha256[index] = np.frombuffer(sha256, np.uint8)
                 if fault:
                     checked.faults[index] = fault
                 if on_progress:
-                    on_progress(index + 1, len(paths))
+                    on_progress(index + 1, len(images))
     return checked
 
 
@@ -72,44 +71,31 @@ def same_bytes(sha256: NDArray[np.uint8]) -> list[list[int]]:
 
 
 def _outcomes(
-    paths: Sequence[Path], memory: sqlite3.Connection, pool: ThreadPoolExecutor
+    images: Sequence[ImageFile], memory: sqlite3.Connection, pool: ThreadPoolExecutor
 ) -> Iterator[Outcome]:
-    """Remembered outcomes and, for the other paths, fresh ones, which are then remembered."""
-    stamps = [_stamp(path) for path in paths]
+    """Remembered outcomes and, for the other images, new ones, which are then remembered."""
+    stamps = [image.stamp() for image in images]
     known = [_recall(memory, stamp) for stamp in stamps]
-    unknown = [path for path, outcome in zip(paths, known, strict=True) if outcome is None]
-    fresh, news = pool.map(_check, unknown), []
+    unknown = [image for image, outcome in zip(images, known, strict=True) if outcome is None]
+    fresh, new_rows = pool.map(_check, unknown), []
     for stamp, outcome in zip(stamps, known, strict=True):
         if outcome is None:
             outcome = next(fresh)
             if stamp and any(outcome[0]):  # a read that failed once may succeed
-                news.append((*stamp, DECODER, *outcome))
+                new_rows.append((*stamp, DECODER, *outcome))
         yield outcome
-    _remember(memory, news)
+    _remember(memory, new_rows)
 
 
-def _check(path: Path) -> Outcome:
+def _check(image: ImageFile) -> Outcome:
     sha256 = bytes(DIGEST)
     try:
-        content = read_bytes(path)
+        content = image.read()
         sha256 = hashlib.sha256(content).digest()
-        decode_image(content, str(path))
+        decode_image(content, image.where)
     except DataError as error:
         return sha256, error.found
     return sha256, ""
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """What must be unchanged for a remembered outcome to hold.
-
-    The time of the last change of any kind is among it: a copy that keeps the time of
-    modification could have replaced a file of the same size.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return readable(str(path.absolute())), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
@@ -132,13 +118,13 @@ def _recall(memory: sqlite3.Connection, stamp: Stamp | None) -> Outcome | None:
 def _remember(
     memory: sqlite3.Connection, rows: list[tuple[str, int, int, int, str, bytes, str]]
 ) -> None:
-    """Keep outcomes; a database that is locked, full or read-only costs only the memory."""
+    """Store outcomes; if the database is locked, full or read-only, nothing is remembered."""
     with suppress(sqlite3.Error), memory:
         memory.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _open_memory() -> sqlite3.Connection:
-    """Open the remembered outcomes; in memory only where the cache folder is not writable."""
+    """Open the remembered outcomes; in memory only if the cache folder cannot be written."""
     try:
         folder = platformdirs.user_cache_path("mnet", ensure_exists=True)
         return _with_table(sqlite3.connect(folder / "checked-images.sqlite"))

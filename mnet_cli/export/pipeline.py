@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnet_cli.data.dataset import DataSet
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, MachineError, RefusedError, UsageError
 from mnet_cli.export.parity import ParityReport, check_parity, eager, fused, is_same, refusal
@@ -88,7 +89,7 @@ class Exported:
 class Photographs:
     """What outputs are compared on: the checkpoint's own logits (N, C) and the labels (N,)."""
 
-    files: Sequence[Path]
+    files: Sequence[ImageFile]
     labels: NDArray[np.int64]
     expected: NDArray[np.float32]
 
@@ -164,7 +165,7 @@ def export(
 
 
 def _expected(
-    model: nn.Module, preprocess: Preprocess, files: Sequence[Path]
+    model: nn.Module, preprocess: Preprocess, files: Sequence[ImageFile]
 ) -> NDArray[np.float32]:
     """The checkpoint's own logits (N, C), by PyTorch.
 
@@ -266,14 +267,18 @@ def _judge(
     return refusal(report, contract.precision, max_drop), report
 
 
-def _differs(kind: Format, file: Path, found: NDArray[np.float32], files: Sequence[Path]) -> str:
+def _differs(
+    kind: Format, file: Path, found: NDArray[np.float32], files: Sequence[ImageFile]
+) -> str:
     """Say whether a file that now carries its report still gives the outputs it was judged by."""
     few = [files[index] for index in range(min(BATCH, len(files)))]
     same = np.array_equal(_outputs_of_file(kind, file, few), found[: len(few)])
     return "" if same else "other outputs once the report was written into it"
 
 
-def _outputs_of_file(kind: Format, file: Path, photographs: Sequence[Path]) -> NDArray[np.float32]:
+def _outputs_of_file(
+    kind: Format, file: Path, photographs: Sequence[ImageFile]
+) -> NDArray[np.float32]:
     """Load a file in its own runtime and run it."""
     run, contract = kind.load(file, "cpu")
     return _outputs(as_classify(run, contract), classified_preprocess(contract), photographs)
@@ -308,7 +313,7 @@ def _size(path: Path) -> int:
 
 def calibration_photographs(
     images: DataSet, plan: Plan, seed: int
-) -> tuple[list[Path], dict[str, Any]]:
+) -> tuple[list[ImageFile], dict[str, Any]]:
     """Choose training photographs to calibrate with, as many of each class.
 
     Returns:
@@ -336,7 +341,7 @@ def balanced(labels: NDArray[np.int64], count: int, seed: int) -> list[int]:
 
 
 def _outputs(
-    classify: Classify, preprocess: Preprocess, files: Sequence[Path]
+    classify: Classify, preprocess: Preprocess, files: Sequence[ImageFile]
 ) -> NDArray[np.float32]:
     return stacked(outputs_of(files, preprocess, classify, BATCH), len(files))
 

@@ -1,14 +1,14 @@
-"""How good a classifier is on labelled images, and where it is wrong."""
+"""Scores of a classifier on labelled images, and the images that it misclassifies."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.inference import metrics
@@ -26,9 +26,9 @@ class Evaluation:
 
     Attributes:
         class_names: In the order of the logits.
-        paths: The N images.
+        images: The N images.
         labels: True classes (N,).
-        predictions: What is kept of the logits of each image.
+        predictions: What the scores need of the logits of each image.
         loss: Mean cross-entropy in nats.
         top1, top3: Share of images whose class is the best, among the best three, in 0..1.
         interval: 95% Wilson interval of `top1`.
@@ -38,7 +38,7 @@ class Evaluation:
     """
 
     class_names: tuple[str, ...]
-    paths: Sequence[Path]
+    images: Sequence[ImageFile]
     labels: NDArray[np.int64]
     predictions: metrics.Predictions
     loss: float
@@ -91,7 +91,11 @@ class Evaluation:
         ]
 
     def wrong(self) -> list[dict[str, Any]]:
-        """The misclassified images, the most confident first."""
+        """The misclassified images, the most confident first.
+
+        Each has `image`, `true` and `predicted` class names, and their probabilities `true_prob`
+        and `prob`.
+        """
         classes, probs, true_probs = (
             self.predictions.classes,
             self.predictions.probs,
@@ -101,7 +105,7 @@ class Evaluation:
         rows = rows[np.argsort(-probs[rows], kind="stable")]
         return [
             {
-                "path": self.paths[row],
+                "image": self.images[row],
                 "true": self.class_names[self.labels[row]],
                 "predicted": self.class_names[classes[row]],
                 "prob": float(probs[row]),
@@ -114,7 +118,7 @@ class Evaluation:
 def evaluate(
     classify: Classify,
     preprocess: Preprocess,
-    paths: Sequence[Path],
+    images: Sequence[ImageFile],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     *,
@@ -128,7 +132,7 @@ def evaluate(
     Args:
         classify: Images (N, 3, S, S) to logits (N, C).
         preprocess: How an image becomes the model's input.
-        paths: The images; all must be readable.
+        images: The images; all must be readable.
         labels: The true class of each (N,), an index into `class_names`.
         class_names: In the order of the logits.
         batch_size: Images that a thread takes at a time.
@@ -141,14 +145,14 @@ def evaluate(
         RefusedError: A logit is not finite.
     """
     outputs = outputs_of(
-        paths, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+        images, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
     )
-    logits = _readable(outputs, len(paths), on_progress)
-    return score(_summarized(logits, labels), labels, class_names, paths)
+    logits = _readable(outputs, len(images), on_progress)
+    return score(_summarized(logits, labels), labels, class_names, images)
 
 
 def stacked(
-    outputs: Iterable[tuple[Path, Output]],
+    outputs: Iterable[tuple[ImageFile, Output]],
     total: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -161,7 +165,7 @@ def stacked(
 
 
 def summarize_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> metrics.Predictions:
-    """Keep of the logits (N, C) of some images with labels (N,) what `score` needs.
+    """Compute from the logits (N, C) of some images with labels (N,) what `score` needs.
 
     Raises:
         RefusedError: A logit is not finite.
@@ -170,8 +174,7 @@ def summarize_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
         raise RefusedError(
             "the model's logits",
             "not finite",
-            "numbers were expected",
-            "Train again with a lower train.lr",
+            next_step="Train again with a lower train.lr",
         )
     return metrics.predictions_of(logits, labels)
 
@@ -180,15 +183,15 @@ def score(
     blocks: Iterable[metrics.Predictions],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
-    paths: Sequence[Path],
+    images: Sequence[ImageFile],
 ) -> Evaluation:
     """Turn the predictions of blocks of images, in order, into an `Evaluation`.
 
     Args:
-        blocks: Of all N images together; each is drawn when the one before is taken.
+        blocks: Together of all N images, taken one by one.
         labels: The true class of each image (N,), an index into `class_names`.
         class_names: In the order of the logits.
-        paths: The images.
+        images: The images.
 
     Raises:
         ValueError: There are no images, or the predictions do not fit the labels.
@@ -198,7 +201,7 @@ def score(
     correct = predictions.classes == labels
     return Evaluation(
         class_names=tuple(class_names),
-        paths=paths,
+        images=images,
         labels=labels,
         predictions=predictions,
         loss=float(-predictions.true_log_probs.mean()),
@@ -212,7 +215,7 @@ def score(
 
 
 def _readable(
-    outputs: Iterable[tuple[Path, Output]],
+    outputs: Iterable[tuple[ImageFile, Output]],
     total: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[NDArray[np.float32]]:
@@ -228,7 +231,7 @@ def _readable(
 def _summarized(
     logits: Iterator[NDArray[np.float32]], labels: NDArray[np.int64]
 ) -> Iterator[metrics.Predictions]:
-    """Keep what scores need of the logits (C,) of each image, `BATCH` images at a time."""
+    """Summarize the logits (C,) of each image, `BATCH` images at a time."""
     start = 0
     while block := list(islice(logits, BATCH)):
         yield summarize_logits(np.stack(block), labels[start : start + len(block)])

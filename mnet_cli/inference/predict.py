@@ -1,18 +1,20 @@
-"""Class probabilities of unlabelled images, for any number of files in constant memory."""
+"""Class probabilities of unlabelled images, of any number in constant memory."""
 
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic, iglob
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnet_cli.data.image_files import FileImage, ImageFile
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.sources import find_source
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, file_identity, is_hidden, list_entries
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.inference.classifier import Classify
@@ -28,14 +30,16 @@ class Prediction:
     """The answer for one image.
 
     Attributes:
-        path: The image, or the entry of the list that gave none.
+        name: The path of the image, or the argument that gave no image.
         probabilities: (C,), sums to 1; empty where there is an error.
         error: Why there is no answer; None if there is one.
+        image: The image; None if the argument gave none.
     """
 
-    path: Path
+    name: str
     probabilities: NDArray[np.float64]
     error: DataError | None = None
+    image: ImageFile | None = None
 
     def ranked(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The `count` most probable classes with their probabilities, the best first."""
@@ -51,18 +55,18 @@ class Prediction:
 def predict(
     classify: Classify,
     preprocess: Preprocess,
-    images: Iterable[Path | DataError],
+    images: Iterable[ImageFile | DataError],
     *,
     batch_size: int = BATCH,
     fast_decode: bool = False,
     parallel: bool = True,
 ) -> Iterator[Prediction]:
-    """Classify images in order; what is no image gives a prediction with its error.
+    """Classify images in order; an image that cannot be used gives a prediction with its error.
 
     Args:
         classify: Images (N, 3, S, S) to logits (N, C).
         preprocess: How an image becomes the model's input.
-        images: As from `find_images`, drawn from as needed.
+        images: As from `find_images`, taken one by one as needed.
         batch_size: Images that a thread takes at a time.
         fast_decode: As in `outputs_of`.
         parallel: As in `outputs_of`.
@@ -70,16 +74,16 @@ def predict(
     for failed, group in groupby(images, key=lambda image: isinstance(image, DataError)):
         if failed:
             for error in cast(Iterator[DataError], group):
-                yield Prediction(Path(error.where), np.empty(0), error)
+                yield Prediction(error.where, np.empty(0), error)
             continue
-        paths = cast(Iterator[Path], group)
-        for path, output in outputs_of(
-            paths, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+        files = cast(Iterator[ImageFile], group)
+        for image, output in outputs_of(
+            files, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
         ):
             if isinstance(output, DataError):
-                yield Prediction(path, np.empty(0), output)
+                yield Prediction(image.where, np.empty(0), output, image)
             else:
-                yield Prediction(path, softmax(output[None])[0])
+                yield Prediction(image.where, softmax(output[None])[0], image=image)
 
 
 def refuse_unmatched(patterns: Iterable[str]) -> None:
@@ -90,16 +94,17 @@ def refuse_unmatched(patterns: Iterable[str]) -> None:
     """
     for pattern in patterns:
         if _is_glob(pattern) and next(iglob(pattern, recursive=True), None) is None:  # noqa: PTH207
-            raise UsageError(pattern, "no file matches", "at least one was expected")
+            raise UsageError(pattern, "no file matches", next_step="Correct the pattern")
 
 
-def find_images(patterns: Iterable[str]) -> Iterator[Path | DataError]:
-    """Turn files, folders and glob patterns into image paths, in the order given.
+def find_images(patterns: Iterable[str]) -> Iterator[ImageFile | DataError]:
+    """Turn files, folders, data sets and glob patterns into images, in the order given.
 
-    A file is taken as it is; a folder gives the images below it, sorted.
+    A folder gives the images below it, sorted; a data set of another kind gives the images of
+    all its splits. Any other argument is the path of one image.
 
     Yields:
-        A path, or, in the place of a pattern without a match, a folder without images and a
+        An image, or, in the place of a pattern without a match, a folder without images and a
         folder that cannot be read, the error whose `where` names it.
     """
     for pattern in patterns:
@@ -113,19 +118,30 @@ def find_images(patterns: Iterable[str]) -> Iterator[Path | DataError]:
         else:
             matches = [pattern]
         for match in matches:
-            # Unlike Path.is_dir, this takes a name that is too long for an answer of no.
-            if os.path.isdir(match):  # noqa: PTH112
-                yield from _images_below(Path(match))
-            else:
-                yield Path(match)
+            yield from _images_at(match)
+
+
+def _images_at(path: str) -> Iterator[ImageFile | DataError]:
+    """The images of one argument that is not a pattern."""
+    source = None if path.lower().endswith(IMAGE_EXTENSIONS) else find_source(path)
+    if source and not source.general:
+        try:
+            yield from chain.from_iterable(source.open(path).values())
+        except DataError as error:
+            yield error
+    # Unlike Path.is_dir, this returns False for a name that is too long.
+    elif os.path.isdir(path):  # noqa: PTH112
+        yield from _images_below(Path(path))
+    else:
+        yield FileImage(Path(path))
 
 
 def _is_glob(pattern: str) -> bool:
     return has_magic(pattern) and not os.path.lexists(pattern)
 
 
-def _images_below(root: Path) -> Iterator[Path | DataError]:
-    """The images of a folder and its subfolders; links are followed as `scan_classes` does."""
+def _images_below(root: Path) -> Iterator[ImageFile | DataError]:
+    """The images of a folder and its subfolders; links are followed as `FolderSource` does."""
     found = False
     visited = {file_identity(folder) for folder in root.resolve().parents}
     real, linked = [root], deque[Path]()
@@ -147,11 +163,11 @@ def _images_below(root: Path) -> Iterator[Path | DataError]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
-            elif os.path.isdir(path):  # noqa: PTH112  a link that leads nowhere is no folder
+            elif os.path.isdir(path):  # noqa: PTH112  a dangling link is not a folder
                 linked.append(path)
             elif path.name.lower().endswith(IMAGE_EXTENSIONS):
                 found = True
-                yield path
+                yield FileImage(path)
         real += reversed(below)
     if not found:
         yield DataError(str(root), "no images in this folder")

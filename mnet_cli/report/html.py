@@ -1,4 +1,4 @@
-"""A run as one HTML file: no script, no link, every picture inside."""
+"""A run as one HTML file without scripts or links; it contains all pictures."""
 
 import base64
 import io
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.images import read_image
 from mnet_cli.errors import DataError
 from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS, Evaluation
@@ -50,7 +51,7 @@ class WrongImage:
     """
 
     name: str
-    file: Path
+    file: ImageFile
     true_class: str
     predicted_class: str
     probability: float
@@ -281,8 +282,8 @@ def _heat(confusion: np.ndarray) -> list[list[tuple[int, float]]]:
     ]
 
 
-def _thumbnail(file: Path) -> str | None:
-    """A small JPEG as base64; None when the image cannot be read any more."""
+def _thumbnail(file: ImageFile) -> str | None:
+    """A small JPEG as base64; None if the image cannot be read."""
     try:
         image = read_image(file)
     except DataError:

@@ -91,3 +91,4 @@ def _package(point: EntryPoint) -> str:
 
 ARCHITECTURES = ExtensionPoint("mnet_cli.architectures", "architecture")
 FORMATS = ExtensionPoint("mnet_cli.formats", "format")
+SOURCES = ExtensionPoint("mnet_cli.sources", "image source")

@@ -115,7 +115,7 @@ def _check_images(run: Path, data: DataSet) -> None:
     new, gone = len(now) - both, len(before) - both
     if new or gone:
         raise DataError(
-            str(data.root),
+            data.root,
             f"{new} images are new or changed and {gone} are missing, compared with {manifest}",
             next_step="Restore them, or start a new run",
         )

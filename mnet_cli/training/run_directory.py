@@ -214,9 +214,9 @@ def find_data(folder: Path, root: Path, option: str) -> Path:
         DataError: The data set is in neither place, or `data.json` is damaged.
     """
     recorded = _recorded_root(folder, option)
-    if recorded is not None and recorded.is_dir():
-        return root if root.is_dir() and root.samefile(recorded) else recorded
-    if root.is_dir():
+    if recorded is not None and recorded.exists():
+        return root if root.exists() and root.samefile(recorded) else recorded
+    if root.exists():
         return root
     nor = "" if recorded is None else f", nor is it at {recorded}"
     raise DataError(

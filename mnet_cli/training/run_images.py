@@ -13,7 +13,7 @@ from mnet_cli.training.run_directory import find_data
 
 def open_images(
     classifier: Classifier,
-    root: Path | None,
+    root: str | None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataSet:
     """Open labelled images for a classifier.
@@ -45,7 +45,7 @@ def open_images(
     manifest = classifier.source.with_name("split.csv")
     divided = recipe.data.val_fraction is not None and manifest.is_file()
     images = open_dataset(
-        folder,
+        str(folder),
         class_names=classifier.class_names,
         val_fraction=None if divided else recipe.data.val_fraction,
         seed=recipe.train.seed,

@@ -1,24 +1,24 @@
-"""Which images of which classes a folder holds.
+"""The image source for folders: one folder a class, perhaps below a folder a split.
 
-Our own walk instead of torchvision's ImageFolder, which counts images again through links
-that lead back, and drops folders that it may not read.
+It walks the folders itself: torchvision's ImageFolder counts images again through links that
+form a loop, and leaves out folders that it may not read.
 """
 
 import errno
 import os
 import stat
-import unicodedata
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mnet_cli.data.image_files import Stamp, file_stamp, read_bytes, unreadable
 from mnet_cli.data.paths import Names
+from mnet_cli.data.sources.base import ImageSource
+from mnet_cli.data.sources.classes import LISTED
 from mnet_cli.errors import DataError
-from mnet_cli.system.text import listing, printable, readable
+from mnet_cli.system.text import listing, printable
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -27,104 +27,82 @@ SPLITS = ("train", "val", "test")
 
 _SPLIT_LIKE = {"train", "training", "val", "valid", "validation"}
 _LEADS_NOWHERE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
-_LAYOUT = (
-    "class folders with images were expected, as in ROOT/daisy/1.jpg and ROOT/roses/2.jpg, "
-    "or ROOT/train/daisy/1.jpg and ROOT/val/daisy/2.jpg"
-)
 _HIDDEN = "hidden"
-_LISTED = 20  # at most so many notes in one error
 
 Identity = tuple[int, int] | str
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """The images of one folder of classes.
+class FolderSource(ImageSource):
+    """Images in one folder a class, perhaps below a folder a split."""
 
-    Attributes:
-        root: The folder that holds the class folders.
-        class_names: Class names, sorted unless `match_classes` gave another order.
-        paths: Paths below `root` with POSIX separators, class by class, sorted within a class.
-        labels: For each path the index of its class in `class_names`, (N,).
-        ignored: What was skipped, one short printable note each.
-    """
+    layout = (
+        "class folders with images, such as ROOT/daisy/1.jpg and ROOT/roses/2.jpg, "
+        "or ROOT/train/daisy/1.jpg and ROOT/val/daisy/2.jpg"
+    )
+    general = True
 
-    root: Path
-    class_names: tuple[str, ...]
-    paths: Names
-    labels: NDArray[np.int64]
-    ignored: tuple[str, ...] = ()
+    @classmethod
+    def matches(cls, root: str) -> bool:
+        """Whether `root` is a folder."""
+        return os.path.isdir(root)  # noqa: PTH112  unlike Path.is_dir, never an error
 
+    @classmethod
+    def open(cls, root: str) -> dict[str, Self]:
+        """Find the images of a folder with `train/` and `val/`, or of a folder of classes.
 
-def scan_classes(root: Path, least_classes: int = 2) -> ImageSet:
-    """Find the images of a folder that holds one folder a class.
+        Images may be in subfolders of a class. Links are followed; a folder is visited once
+        (by device and inode), and so is a file within a class.
 
-    Images may lie in subfolders of a class. Links are followed; a folder is visited once
-    (by device and inode), and so is a file within a class.
+        Raises:
+            DataError: `root` is missing, not a folder or unreadable; one of `train` and `val` is
+                missing; or there is no class folder at all.
+        """
+        folder = Path(root)
+        sources = {split: cls._find(folder, split) for split in _splits_of(folder)}
+        sources = sources or {"all": cls._find(folder, "")}
+        if not any(source.class_names for source in sources.values()):
+            notes = [note for source in sources.values() for note in source.ignored]
+            raise DataError(
+                printable(str(folder)),
+                "no class folders" if notes else "the folder is empty",
+                next_step=f"Use {cls.layout}",
+                details=notes[:LISTED],
+            )
+        return sources
 
-    Args:
-        root: A folder of class folders.
-        least_classes: How many there must be.
+    @classmethod
+    def _find(cls, root: Path, split: str) -> Self:
+        """The images of a folder of classes, `root` itself or the folder of a split below it."""
+        place = root / split
+        folders, ignored = _subfolders(place)
+        images = _walk(place, folders, ignored)
+        class_names = tuple(sorted(folders))
+        below = f"{split}/" if split else ""
+        return cls(
+            root=str(root),
+            place=str(place),
+            class_names=class_names,
+            names=Names(below + path for name in class_names for path in sorted(images[name])),
+            labels=np.repeat(
+                np.arange(len(class_names)), [len(images[name]) for name in class_names]
+            ),
+            ignored=tuple(sorted(ignored)),
+        )
 
-    Raises:
-        DataError: `root` is missing, not a folder, empty or unreadable; it holds too few
-            classes, a class without an image, or class names that differ by case or
-            Unicode form alone.
-    """
-    return _scan(root, least_classes)
+    def read(self, index: int) -> bytes:
+        """Read an image file; see `read_bytes`."""
+        return read_bytes(self._path(index))
 
+    def where(self, index: int) -> str:
+        """The path of an image file."""
+        return str(self._path(index))
 
-def scan_splits(root: Path, least_classes: int = 2) -> dict[str, ImageSet]:
-    """Find the images of a data set that may already be split.
+    def stamp(self, index: int) -> Stamp | None:
+        """See `file_stamp`."""
+        return file_stamp(self._path(index))
 
-    Args:
-        root: A folder with `train/` and `val/` (and perhaps `test/`), or a folder of classes.
-        least_classes: How many classes there must be.
-
-    Returns:
-        `{"train": …, "val": …}`, with `"test"` if there is one, all with the classes of
-        `train`; or `{"all": …}` for a folder of classes.
-
-    Raises:
-        DataError: As `scan_classes` does; one of `train` and `val` is missing; or a class of
-            `val` or `test` is not in `train`.
-    """
-    splits = _splits_of(root)
-    if not splits:
-        return {"all": scan_classes(root, least_classes)}
-    train = scan_classes(root / "train", least_classes)
-    return {"train": train} | {
-        name: match_classes(_scan(root / name, least_classes=1), train.class_names)
-        for name in splits[1:]
-    }
-
-
-def scan_unchecked(root: Path) -> dict[str, ImageSet]:
-    """Find the images as `scan_splits` does, whatever is wrong with the classes.
-
-    Returns:
-        As `scan_splits`, but each split has its own classes; a class may have no image, and a
-        split no class.
-
-    Raises:
-        DataError: `root` is missing, not a folder or unreadable; one of `train` and `val` is
-            missing; or there is no class folder at all.
-    """
-    splits = _splits_of(root)
-    sets = {name: _find(root / name) for name in splits} or {"all": _find(root)}
-    if not any(images.class_names for images in sets.values()):
-        raise _no_classes(root, [note for images in sets.values() for note in images.ignored])
-    return sets
-
-
-def check_class_names(root: Path, names: Sequence[str]) -> None:
-    """Refuse class names of `root` that cannot be written down or told apart.
-
-    Raises:
-        DataError: A name is not UTF-8, or two differ by case or Unicode form alone.
-    """
-    _refuse_undecodable_names(root, names)
-    _refuse_alike_names(root, names)
+    def _path(self, index: int) -> Path:
+        return Path(self.root, self.names[index])
 
 
 def _splits_of(root: Path) -> list[str]:
@@ -137,76 +115,15 @@ def _splits_of(root: Path) -> list[str]:
         raise DataError(
             printable(str(root)),
             f"has {listing(split_like)} but not both train and val",
-            "a split data set has folders named exactly train and val",
-            "Rename or add the missing one, or give a folder of classes and a val_fraction",
+            next_step="Name the folders of the splits exactly train and val, "
+            "or give a folder of classes and a val_fraction",
         )
     return []
-
-
-def match_classes(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """Give the labels of `image_set` the meaning that `class_names` gives them.
-
-    Args:
-        image_set: Any set of images; it may lack some of the classes.
-        class_names: All class names, in the order of the model's outputs.
-
-    Raises:
-        DataError: A class of `image_set` is not in `class_names`.
-    """
-    index = {name: label for label, name in enumerate(class_names)}
-    unknown = [name for name in image_set.class_names if name not in index]
-    if unknown:
-        raise DataError(
-            printable(str(image_set.root)),
-            f"unknown class {listing(unknown)}",
-            f"the classes are {listing(class_names)}",
-            "Rename or remove the folder, or train with that class",
-        )
-    labels = np.asarray([index[name] for name in image_set.class_names], np.int64)
-    return replace(image_set, class_names=tuple(class_names), labels=labels[image_set.labels])
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is not meant as data: `.name`, `._name`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _scan(root: Path, least_classes: int) -> ImageSet:
-    """`scan_classes` with a lower bound on the number of classes."""
-    folders, ignored = _subfolders(root)
-    if not folders:
-        raise _no_classes(root, ignored)
-    if len(folders) < least_classes:
-        raise DataError(
-            printable(str(root)),
-            f"only one class, {listing(folders)}",
-            "a classifier needs at least two",
-            "Add a folder of images for each further class",
-        )
-    check_class_names(root, folders)
-    images = _find(root)
-    _refuse_empty_classes(images)
-    return images
-
-
-def _find(root: Path) -> ImageSet:
-    """The images of a folder of classes; nothing about the classes is refused."""
-    folders, ignored = _subfolders(root)
-    images = _walk(root, folders, ignored)
-    class_names = tuple(sorted(folders))
-    counts = [len(images[name]) for name in class_names]
-    return ImageSet(
-        root=root,
-        class_names=class_names,
-        paths=Names(path for name in class_names for path in sorted(images[name])),
-        labels=np.repeat(np.arange(len(class_names)), counts),
-        ignored=tuple(sorted(ignored)),
-    )
-
-
-def _no_classes(root: Path, ignored: Sequence[str]) -> DataError:
-    found = "no class folders" if ignored else "the folder is empty"
-    return DataError(printable(str(root)), found, _LAYOUT, details=list(ignored[:_LISTED]))
 
 
 def _subfolders(root: Path) -> tuple[list[str], list[str]]:
@@ -271,7 +188,7 @@ def _examine(entry: os.DirEntry[str]) -> tuple[os.stat_result | None, str]:
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
             return None, "a link that leads nowhere"
-        raise _unreadable(Path(entry.path), error) from error
+        raise unreadable(Path(entry.path), error) from error
     if stat.S_ISDIR(status.st_mode):
         return status, ""
     if not stat.S_ISREG(status.st_mode):
@@ -288,66 +205,11 @@ def list_entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as listing:
             return sorted(listing, key=lambda entry: entry.name)
     except FileNotFoundError as error:
-        raise DataError(printable(str(folder)), "does not exist", _LAYOUT) from error
+        raise DataError(printable(str(folder)), "does not exist") from error
     except NotADirectoryError as error:
-        raise DataError(printable(str(folder)), "is a file, not a folder", _LAYOUT) from error
+        raise DataError(printable(str(folder)), "is a file, not a folder") from error
     except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        printable(str(path)),
-        f"cannot be read ({error.strerror or error})",
-        "every folder of a data set must be readable",
-        "Change its permissions or move it out of the data set",
-    )
-
-
-def _refuse_undecodable_names(root: Path, names: Iterable[str]) -> None:
-    """Class names go into JSON and models, which hold text, not bytes."""
-    for name in names:
-        if readable(name) != name:
-            raise DataError(
-                printable(str(root)),
-                f"the class name '{readable(name)}' is not UTF-8",
-                "text was expected",
-                "Rename the folder",
-            )
-
-
-def _refuse_alike_names(root: Path, names: Iterable[str]) -> None:
-    """Refuse classes that some file systems and most people would take for one."""
-    first: dict[str, str] = {}
-    for name in sorted(names):
-        form = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if form in first:
-            raise DataError(
-                printable(str(root)),
-                f"classes {first[form]!a} and {name!a} differ only by case or Unicode form",
-                "class names must differ clearly",
-                "Merge the two folders or rename one",
-            )
-        first[form] = name
-
-
-def _refuse_empty_classes(images: ImageSet) -> None:
-    """Refuse classes without an image, and list what they hold instead."""
-    counts = np.bincount(images.labels, minlength=len(images.class_names))
-    empty = [images.class_names[label] for label in np.flatnonzero(counts == 0)]
-    if not empty:
-        return
-    starts = tuple(f"{printable(name)}{mark}" for name in empty for mark in "/:")
-    notes = [note for note in images.ignored if note.startswith(starts)]
-    reasons = Counter(note.rpartition(": ")[2] for note in notes)
-    held = ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-    raise DataError(
-        printable(str(images.root)),
-        f"class {listing(empty)} has no usable image (ignored: {held or 'nothing'})",
-        f"every class needs images of {' '.join(IMAGE_EXTENSIONS)}",
-        "Add or convert images, or remove the folder",
-        details=notes[:_LISTED],
-    )
+        raise unreadable(folder, error) from error
 
 
 def file_identity(path: Path) -> Identity:
@@ -355,6 +217,6 @@ def file_identity(path: Path) -> Identity:
     try:
         status = path.stat()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     # Some network file systems give every file the number 0; there the real path must do.
     return (status.st_dev, status.st_ino) if status.st_ino else str(path.resolve())
