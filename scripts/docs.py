@@ -216,7 +216,7 @@ def names_page() -> Iterator[str]:
     for name in FORMATS.names():
         form = find_format(name)
         files = ", ".join(f"`{suffix}`" for suffix in (form.suffix, form.companion) if suffix)
-        needs = f'`pip install "{form.extra}"`' if form.extra else ""
+        needs = re.sub(r".*\[(.*)\]", r"the extra `\1`", form.extra)
         if form.runs_on:
             needs += {"darwin": "; runs on macOS only"}.get(
                 form.runs_on, f"; runs on {form.runs_on}"
