@@ -6,7 +6,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mnet_cli.errors import RecipeError
+from mnet_cli.models import registry
+from mnet_cli.models.architecture import Architecture
 from mnet_cli.models.freeze import (
+    check_pieces,
     freeze,
     frozen_fingerprint,
     frozen_parameters,
@@ -225,3 +228,44 @@ def test_a_network_is_divided_where_learning_begins(arch, spec, deepest):
     )
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(rest(front(images)), model(images))
+
+
+class Crossed(nn.Module):
+    """A network whose pieces leave its shortcut out."""
+
+    stages, head = ("low", "high"), "answer"
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.answer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(3, 2))
+
+    def pieces(self):
+        return [self.low, self.high, *self.answer]
+
+    def forward(self, x):
+        return self.answer(x + self.high(self.low(x)))
+
+
+def test_pieces_that_do_not_give_the_output_are_refused():
+    with pytest.raises(RecipeError, match="pieces of the network do not give its output"):
+        check_pieces(Crossed(), 8)
+    model = build_model("mobilenet_v2", 3, width_mult=0.25)
+    check_pieces(model, 32)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stages": ("low", "none")}, "is not as it says"),
+        ({"head": "low"}, "has no linear layer"),
+        ({}, "has 2 outputs for 7 classes"),
+    ],
+)
+def test_a_network_that_is_not_as_it_says_is_refused(changes, said, monkeypatch):
+    own = type("Own", (Crossed,), changes)
+    mine = Architecture(title="Own", paper="", build=lambda num_classes: own())
+    monkeypatch.setattr(registry, "find_architecture", lambda arch: mine)
+    with pytest.raises(RecipeError, match=said):
+        build_model("own", 7)

@@ -56,6 +56,17 @@ def test_a_second_signal_does_not_wait():
     assert done == []
 
 
+def test_a_second_signal_of_another_kind_does_not_wait_either():
+    signal.signal(signal.SIGINT, raise_stop_signal)
+    done = []
+    with pytest.raises(StopSignal) as stopped, deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the rest")
+    assert stopped.value.number == signal.SIGINT
+    assert done == []
+
+
 def test_a_second_hangup_waits_and_is_then_ignored():
     signal.signal(signal.SIGHUP, raise_stop_signal)
     done = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mnet_cli.cli import run as mnet
 from mnet_cli.data.dataset import DataSet, Samples
@@ -25,9 +26,10 @@ from mnet_cli.system.atomic import write_csv
 from mnet_cli.system.tensorfile import read_tensors, write_tensors
 from mnet_cli.training import batches, events
 from mnet_cli.training.batches import LiveBatches
+from mnet_cli.training.optimization import MovingAverage
 from mnet_cli.training.prepare import prepare_data, prepare_job
 from mnet_cli.training.resume import resume_job
-from mnet_cli.training.state import restore_state
+from mnet_cli.training.state import named_tensors, part_names, restore_state
 from mnet_cli.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -699,3 +701,21 @@ def test_two_started_together_get_two_directories_and_share_one_cache(tiny_recip
     result = fit(alone)
     assert result.caches[0].fresh == 0
     assert final_state(tmp_path / "alone") == final_state(runs / "tiny")
+
+
+def test_an_average_covers_both_names_of_a_tensor_that_is_used_twice():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.second.weight = self.first.weight
+
+    model = Tied()
+    names = part_names(model, nn.Sequential(model))
+    assert names == list(model.state_dict())
+    average = MovingAverage(nn.Sequential(model), 0.5).module
+    with torch.no_grad():
+        average[0].first.weight.fill_(3)
+    found = named_tensors(names, average)
+    assert (found["first.weight"] == 3).all()
+    assert (found["second.weight"] == 3).all()

@@ -50,6 +50,8 @@ def evaluate(
     from mnet_cli.training.run_images import open_images
 
     classifier = open_classifier(checkpoint or latest_run(), device)
+    if classifier.note:
+        console.note(f"note: {classifier.note}")
     with console.bar("checking images") as on_progress:
         images = open_images(classifier, data, on_progress)
     console.notes(images.notes)

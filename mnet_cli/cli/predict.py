@@ -79,6 +79,8 @@ def predict(
             next_step="Give one image",
         )
     classifier = open_classifier(checkpoint or latest_run(), device)
+    if classifier.note:
+        console.note(f"note: {classifier.note}")
     names = classifier.class_names
     count = topk or len(names)
     if as_csv:

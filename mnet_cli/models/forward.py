@@ -76,7 +76,7 @@ def compile_forward(
     if device.type != "cpu":
         return TorchForward(module, device)
     takes_images = input_shape is IMAGES
-    if _is_own(module):
+    if is_own(module):
         try:
             return OnnxForward(to_onnx(module, input_shape))
         except UnsupportedOperatorError:
@@ -90,7 +90,8 @@ def compile_forward(
     return TorchForward(module, device, "ONNX Runtime cannot run this network: PyTorch does")
 
 
-def _is_own(module: nn.Module) -> bool:
+def is_own(module: nn.Module) -> bool:
+    """Whether a network is made of modules of PyTorch and mnet alone."""
     return all(type(m).__module__.startswith(OWN) for m in module.modules())
 
 

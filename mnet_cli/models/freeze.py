@@ -135,6 +135,33 @@ def split_frozen(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
     return nn.Sequential(*front), nn.Sequential(*pieces[len(front) :])
 
 
+def check_pieces(model: nn.Module, image_size: int) -> None:
+    """Check that the pieces of a network give its output, on images of noise.
+
+    Args:
+        model: A network of `build_model`.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        RecipeError: They do not, so that its frozen part cannot be divided off.
+    """
+    pieces = as_staged(model).pieces()
+    if not pieces:
+        return
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, image_size, image_size, generator=noise)
+    was_training = model.training
+    with torch.inference_mode():
+        expected, found = model.eval()(images), nn.Sequential(*pieces)(images)
+    model.train(was_training)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        raise RecipeError(
+            "model.arch",
+            "the pieces of the network do not give its output",
+            next_step="Report it to the author of the architecture",
+        )
+
+
 def _is_constant(piece: nn.Module) -> bool:
     """Whether a piece always gives the same output for the same input."""
     learns = any(parameter.requires_grad for parameter in piece.parameters())

@@ -43,9 +43,10 @@ def build_model(arch: str, num_classes: int, **options: Any) -> "nn.Module":
 
     Raises:
         UsageError: Unknown `arch`.
-        RecipeError: An option that the architecture does not have.
+        RecipeError: An option that the architecture does not have, or a network that is not a
+            `StagedModel`.
         ValueError: A number is out of range.
-        TypeError: An unknown option, or the network lacks something of `StagedModel`.
+        TypeError: An unknown option.
     """
     architecture = find_architecture(arch)
     if unknown := options.keys() - NEUTRAL.keys():
@@ -58,10 +59,31 @@ def build_model(arch: str, num_classes: int, **options: Any) -> "nn.Module":
             next_step="Remove the key, or change model.arch",
         )
     model = architecture.build(num_classes, **given)
+    if fault := _fault(model, num_classes):
+        raise RecipeError(
+            "model.arch", f"the network of {arch} {fault}", next_step="Report it to its author"
+        )
+    return model
+
+
+def _fault(model: "nn.Module", num_classes: int) -> str:
+    """What a network lacks of `StagedModel`; empty if nothing."""
+    from torch import nn
+
+    from mnet_cli.models.freeze import head_layer
+
     if not isinstance(model, StagedModel):
         missing = [name for name in ("stages", "head", "pieces") if not hasattr(model, name)]
-        raise TypeError(f"the network of {arch} has no attribute {', '.join(missing)}")
-    return model
+        return f"has no attribute {', '.join(missing)}"
+    try:
+        for name in (*model.stages, model.head):
+            model.get_submodule(name)
+        last = model.get_submodule(head_layer(model))
+    except (AttributeError, ValueError) as error:
+        return f"is not as it says: {error}"
+    if isinstance(last, nn.Linear) and last.out_features != num_classes:
+        return f"has {last.out_features} outputs for {num_classes} classes"
+    return ""
 
 
 def published(arch: str, width_mult: float, name: str = NEWEST) -> PublishedWeights:

@@ -123,7 +123,7 @@ class DeferredSignals:
         if not self._depth:
             self._pass_on(number, frame)
             return
-        again = any(number == before for before, _ in self._waiting)
+        again = any(before in URGENT for before, _ in self._waiting)
         self._waiting.append((number, frame))
         if again and number in URGENT:
             self._pass_on(number, frame)

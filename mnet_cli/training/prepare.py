@@ -14,7 +14,8 @@ from mnet_cli.data.preprocess import BACKGROUNDS, Preprocess
 from mnet_cli.errors import DataError, RecipeError
 from mnet_cli.features.cache import cache_cap
 from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from mnet_cli.models.freeze import freeze, split_frozen
+from mnet_cli.models.forward import is_own
+from mnet_cli.models.freeze import check_pieces, freeze, split_frozen
 from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, LoadReport, find_weights, load_matching
 from mnet_cli.recipe import Recipe, dump_recipe
@@ -141,6 +142,8 @@ def prepare_job(
 def _check_phases(recipe: Recipe, model: nn.Module) -> None:
     """Refuse a wrong name, or a cache without effect or space, before training starts."""
     cache_cap()
+    if not is_own(model):
+        check_pieces(model, recipe.data.image_size)
     fronts = []
     for phase in recipe.phases:
         freeze(model, phase.freeze)

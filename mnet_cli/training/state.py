@@ -1,5 +1,6 @@
 """How far training is, and how `last.pt` keeps it."""
 
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -86,8 +87,10 @@ class TrainState:
 
 def part_names(model: nn.Module, part: nn.Module) -> list[str]:
     """The model's names of the tensors of a part that shares them, in the part's order."""
-    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    return [names[id(tensor)] for tensor in part.state_dict(keep_vars=True).values()]
+    names = defaultdict[int, deque[str]](deque)  # a tensor that is used twice has several
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names[id(tensor)].append(name)
+    return [names[id(tensor)].popleft() for tensor in part.state_dict(keep_vars=True).values()]
 
 
 def named_tensors(names: Sequence[str], module: nn.Module) -> dict[str, Tensor]:
