@@ -114,7 +114,7 @@ def test_a_pil_image_is_turned_and_laid_on_the_background_like_a_file(classifier
     [
         ("nowhere.jpg", "nowhere.jpg: cannot be read"),
         (b"<html>", "an HTML page"),
-        (np.zeros((4, 4)), r"an array of shape \(4, 4\) and type float64"),
+        (np.zeros((4, 4)), r"the array has shape \(4, 4\) and dtype float64"),
         ([3], "is of the type int"),
     ],
 )
@@ -125,7 +125,7 @@ def test_what_is_no_image_is_a_data_error(classifier, image, says):
 
 def test_a_truncated_pil_image_is_a_data_error(classifier, photos):
     content = (photos / "val" / "red" / "0.jpg").read_bytes()
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(DataError, match=r"cannot be used .*truncated"):
         classifier.predict(Image.open(io.BytesIO(content[:-100])))
 
 

@@ -92,7 +92,7 @@ def test_a_run_without_the_record_looks_in_the_working_folder_alone(project, cap
     tiny = project / "runs" / "tiny"
     (tiny / "data.json").unlink()
     assert run(["eval", "-c", str(tiny)]) == 3
-    assert "photos: the folder that the model was trained on is not here" in capsys.readouterr().err
+    assert "photos: the data set of the run does not exist" in capsys.readouterr().err
     monkeypatch.chdir(project)
     assert run(["eval", "-c", str(tiny)]) == 0
 

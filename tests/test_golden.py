@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnet_cli.data.image_files import FileImage
 from mnet_cli.features.store import open_rows, record_type
 from mnet_cli.inference.classifier import open_classifier
 from mnet_cli.inference.predict import predict
@@ -14,7 +15,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def test_a_checkpoint_of_format_1_answers_as_when_it_was_written():
     classifier = open_classifier(GOLDEN / "checkpoint-1.pt", "cpu")
-    [answer] = predict(classifier.classify, classifier.preprocess, [GOLDEN / "image.png"])
+    [answer] = predict(
+        classifier.classify, classifier.preprocess, [FileImage(GOLDEN / "image.png")]
+    )
     assert classifier.class_names == ("blue", "green", "red")
     assert np.allclose(answer.probabilities, np.load(GOLDEN / "probabilities.npy"), atol=1e-4)
 

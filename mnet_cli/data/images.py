@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mnet_cli.data.image_files import ImageFile
 from mnet_cli.errors import DataError
+from mnet_cli.system.text import text_in_place_of_data
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = (
@@ -177,13 +178,10 @@ def _refuse_extreme(size: tuple[int, int], where: str) -> None:
 
 def describe(content: bytes, error: BaseException) -> str:
     """Say in a few words why `content` could not be decoded."""
-    start = content[:256].lstrip().lower()
     if not content:
         return "empty file (0 bytes)"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not an image"
+    if text := text_in_place_of_data(content[:256]):
+        return f"{text[0]}, not an image"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image in a supported format ({', '.join(FORMATS)})"
     return f"damaged image ({error})"
