@@ -13,7 +13,6 @@ class MnetError(Exception):
     Args:
         where: The file, key, option or address that the error is about.
         found: What is wrong with it.
-        expected: What was expected instead; may be empty.
         next_step: What to do, as one imperative sentence; may be empty. Commands in it stand
             in double quotes.
         details: Further lines that are printed before the error line, one each.
@@ -25,21 +24,19 @@ class MnetError(Exception):
         self,
         where: str,
         found: str,
-        expected: str = "",
         next_step: str = "",
         details: Sequence[str] = (),
     ) -> None:
         self.where = where
         self.found = found
-        self.expected = expected
         self.next_step = next_step
         self.details = tuple(details)
-        problem = f"{where}: {found}" + (f"; {expected}" if expected else "")
-        super().__init__(" ".join(map(_sentence, filter(None, (problem, next_step)))))
+        parts = (f"{where}: {found}", next_step)
+        super().__init__(" ".join(map(_sentence, filter(None, parts))))
 
     def __reduce__(self) -> tuple[type["MnetError"], tuple[object, ...]]:
         """Pickle all parts, so that an error can come from a worker process."""
-        return type(self), (self.where, self.found, self.expected, self.next_step, self.details)
+        return type(self), (self.where, self.found, self.next_step, self.details)
 
 
 def _sentence(text: str) -> str:

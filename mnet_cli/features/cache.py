@@ -100,13 +100,13 @@ def open_folder(about: Mapping[str, Any]) -> Path:
 def make_room(folders: Sequence[Path], needed: int, in_all: int) -> None:
     """Remove the stores that were used longest ago until `needed` bytes more fit.
 
-    Where the stores in `folders` themselves hold too much of what is not wanted now, such as
+    Where the stores in `folders` themselves hold too many other rows, such as
     rows of other seeds, they are emptied.
 
     Args:
         folders: The stores that will grow.
         needed: Bytes by which they will.
-        in_all: Bytes of all that is wanted of them, there or not.
+        in_all: Bytes of all rows that are requested, cached or not.
 
     Raises:
         MachineError: It is more than the cache may hold or the disk has; nothing was removed.
@@ -123,22 +123,22 @@ def make_room(folders: Sequence[Path], needed: int, in_all: int) -> None:
         )
     others = [store for store in stores if store.path not in folders]
     own = [store for store in stores if store.path in folders]
-    held = sum(store.size for store in stores)
-    while others and (held + needed > cap or needed > free):
-        held, free = _remove(others.pop(), held, free)
-    if held + needed > cap:
+    used = sum(store.size for store in stores)
+    while others and (used + needed > cap or needed > free):
+        used, free = _remove(others.pop(), used, free)
+    if used + needed > cap:
         for store in own:
-            held, free = _remove(store, held, free)
+            used, free = _remove(store, used, free)
 
 
-def _remove(store: CachedFolder, held: int, free: int) -> tuple[int, int]:
+def _remove(store: CachedFolder, used: int, free: int) -> tuple[int, int]:
     """Remove a store; a process that reads it goes on, for what it has mapped stays."""
     shutil.rmtree(store.path, ignore_errors=True)
-    return held - store.size, free + store.size
+    return used - store.size, free + store.size
 
 
 def clear_cache() -> int:
-    """Remove every store and return how many bytes they held.
+    """Remove every store and return how many bytes they took.
 
     Raises:
         MachineError: One cannot be removed.

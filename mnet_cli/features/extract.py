@@ -189,19 +189,19 @@ def _shards(
 
     A shard is written when it is full, and at the end of the block, whatever ended it.
     """
-    shard, held = np.empty(min(count, max(1, SHARD // record.itemsize)), record), 0
+    shard, filled = np.empty(min(count, max(1, SHARD // record.itemsize)), record), 0
 
     def add(keys: Keys, rows: NDArray[np.float32]) -> None:
-        nonlocal held
+        nonlocal filled
         for key, row in zip(keys, rows, strict=True):
-            shard[held] = key, row
-            held += 1
-            if held == len(shard):
+            shard[filled] = key, row
+            filled += 1
+            if filled == len(shard):
                 write_shard(folder, shard)
-                held = 0
+                filled = 0
 
     try:
         yield add
     finally:
-        if held:
-            write_shard(folder, shard[:held])
+        if filled:
+            write_shard(folder, shard[:filled])

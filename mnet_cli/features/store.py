@@ -65,12 +65,12 @@ class Rows:
     places: NDArray[np.int64]
     shape: tuple[int, ...]
 
-    def find(self, wanted: Keys) -> NDArray[np.int64]:
-        """Return the index of each wanted key (N,), or -1 where there is no such row."""
+    def find(self, requested: Keys) -> NDArray[np.int64]:
+        """Return the index of each requested key (N,), or -1 where there is no such row."""
         if not len(self.keys):
-            return np.full(len(wanted), -1)
-        index = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[index] == wanted, index, -1)
+            return np.full(len(requested), -1)
+        index = np.minimum(np.searchsorted(self.keys, requested), len(self.keys) - 1)
+        return np.where(self.keys[index] == requested, index, -1)
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the rows at `indices`, in that order.
@@ -103,9 +103,9 @@ def open_rows(folder: Path, records: np.dtype[np.void]) -> Rows:
     """
     paths = sorted(folder.glob("*.npy"))
     large = sum(map(_is_large, paths))
-    room = allow_open_files(large)
+    limit = allow_open_files(large)
 
-    @lru_cache(room if room < large else None)
+    @lru_cache(limit if limit < large else None)
     def shard(number: int) -> Records:
         return _map_shard(paths[number])
 

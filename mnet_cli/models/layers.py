@@ -14,7 +14,7 @@ def make_divisible(value: float, divisor: int | None = None, min_value: int | No
     is that of the authors' code for V2 (TF-Slim, `mobilenet/conv_blocks.py`).
 
     Args:
-        value: Channels wanted, for example the paper's times alpha.
+        value: Channels, for example the paper's times alpha.
         divisor: The result is a multiple of this; `ROUND_NEAREST` when None.
         min_value: The least result; `divisor` when None.
 

@@ -117,21 +117,21 @@ def load_matching(
     Raises:
         WeightsError: Fewer than 90 % of the backbone's tensors fit; nothing was loaded.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     fitting = {
         name: value
         for name, value in found.state_dict.items()
-        if name in wanted and value.shape == wanted[name].shape
+        if name in expected and value.shape == expected[name].shape
     }
     if class_names is not None and found.class_names != tuple(class_names):
         last = f"{head_layer(model)}."
         fitting = {name: value for name, value in fitting.items() if not name.startswith(last)}
-    own = [name for name in wanted if not name.endswith(COUNTERS)]
+    own = [name for name in expected if not name.endswith(COUNTERS)]
     head = f"{as_staged(model).head}."
     backbone = [name for name in own if not name.startswith(head)]
     misfits = [name for name in backbone if name not in fitting]
     if len(misfits) > (1 - MIN_FIT) * len(backbone):
-        raise _misfit(found, wanted, misfits, len(backbone))
+        raise _misfit(found, expected, misfits, len(backbone))
     model.load_state_dict(fitting, strict=False)
     absent = [name for name in own if name not in fitting]
     replaced = tuple(name for name in absent if name in found.state_dict and name.startswith(head))
@@ -141,7 +141,7 @@ def load_matching(
         loaded=tuple(name for name in own if name in fitting),
         replaced=replaced,
         missing=tuple(name for name in absent if name not in replaced),
-        unexpected=tuple(name for name in found.state_dict if name not in wanted),
+        unexpected=tuple(name for name in found.state_dict if name not in expected),
     )
 
 
@@ -213,7 +213,7 @@ def _checked_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 def _declared_facts(
     path: Path, content: dict[str, Any], arch: str, width_mult: float
 ) -> dict[str, Any]:
-    """What a checkpoint or the starter says of itself, if it is of the wanted model."""
+    """What a checkpoint or the starter says of itself, if it is of the expected model."""
     try:
         arguments = content.get("model_args", content)
         declared = _title(content["arch"], arguments["width_mult"])
@@ -267,14 +267,14 @@ def _known_facts(digest: str, arch: str, width_mult: float, from_timm: bool) -> 
 
 
 def _misfit(
-    found: FoundWeights, wanted: dict[str, Tensor], misfits: list[str], total: int
+    found: FoundWeights, expected: dict[str, Tensor], misfits: list[str], total: int
 ) -> WeightsError:
     """The error for a file of something else, which says of what if it can be told."""
     marks = {find_architecture(arch).mark: arch for arch in ARCHITECTURES.names()} | OTHER_MARKS
     looks = next((arch for name, arch in marks.items() if name in found.state_dict), None)
     shared = next((name for name in misfits if name in found.state_dict), None)
     if looks == found.arch and shared:
-        theirs, ours = ("x".join(map(str, at[shared].shape)) for at in (found.state_dict, wanted))
+        theirs, ours = ("x".join(map(str, at[shared].shape)) for at in (found.state_dict, expected))
         what = f"{looks} with other widths ({shared} is {theirs}, the model's is {ours})"
     elif looks and looks != found.arch:
         what = f"looks like {looks}"

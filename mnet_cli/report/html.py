@@ -17,6 +17,7 @@ from mnet_cli.errors import DataError
 from mnet_cli.inference.evaluate import MAX_MATRIX_CLASSES, MAX_PAIRS, Evaluation
 from mnet_cli.system.atomic import atomic_write
 from mnet_cli.system.text import listing, printable
+from mnet_cli.training.events import COLUMNS
 
 MAX_WRONG = 24
 MAX_DOTTED_EPOCHS = 40  # beyond that, dots hide the line
@@ -25,16 +26,6 @@ THUMBNAIL_SIZE = (320, 320)  # twice the shown size, for dense screens
 CURVES = (  # title, unit of the y axis, (epoch key, legend)
     ("Loss", "cross-entropy", (("train_loss", "train"), ("val_loss", "val"))),
     ("Validation scores", "share", (("top1", "top-1"), ("macro_f1", "macro F1"))),
-)
-EPOCH_COLUMNS = (  # epoch key, heading, format
-    ("epoch", "epoch", "{:.0f}"),
-    ("train_loss", "train loss", "{:.4f}"),
-    ("val_loss", "val loss", "{:.4f}"),
-    ("top1", "top-1", "{:.4f}"),
-    ("macro_f1", "macro F1", "{:.4f}"),
-    ("lr", "lr", "{:.3g}"),
-    ("images_per_second", "images/s", "{:.1f}"),
-    ("seconds", "seconds", "{:.1f}"),
 )
 
 
@@ -111,7 +102,7 @@ def write_report(
         path: The file to write; its folder must exist.
         title: The page's heading.
         facts: (name, value) pairs to show under the headline metrics.
-        epochs: A row an epoch in order, with the keys of `EPOCH_COLUMNS`; a missing or
+        epochs: A row an epoch in order, with the names of `COLUMNS` as keys; a missing or
             non-finite value leaves a gap. Without rows there are no curves.
         evaluation: On the validation images.
         wrong: Wrong images; the `MAX_WRONG` of highest probability are shown.
@@ -180,9 +171,12 @@ def _learning_curves(
         "best_epoch": best_epoch,
         "frame": Frame(),
         "charts": [_chart(*curve, epochs, best_epoch) for curve in CURVES] if epochs else [],
-        "epoch_headings": [heading for _, heading, _ in EPOCH_COLUMNS],
+        "epoch_headings": [column.title for column in COLUMNS],
         "epoch_rows": [
-            [form.format(row[key]) if key in row else "-" for key, _, form in EPOCH_COLUMNS]
+            [
+                column.form.format(row[column.name]) if column.name in row else "-"
+                for column in COLUMNS
+            ]
             for row in epochs
         ],
     }

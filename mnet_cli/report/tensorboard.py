@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnet_cli.errors import MachineError
+from mnet_cli.system.atomic import not_writable
 from mnet_cli.training.events import EpochEnded, Event
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def require_tensorboard() -> "type[SummaryWriter]":
         raise MachineError(
             "tensorboard",
             f"cannot be imported ({error})",
-            "the tensorboard extra was expected",
-            'Run: pip install "mnet-cli[tensorboard]"',
+            next_step='Run: pip install "mnet-cli[tensorboard]"',
         ) from error
     return SummaryWriter
 
@@ -68,9 +68,4 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineError(
-            str(folder),
-            f"cannot be written ({error.strerror or error})",
-            "a writable folder with free space was expected",
-            "Free some space or choose another folder",
-        ) from error
+        raise not_writable(folder, error) from error

@@ -1,6 +1,6 @@
 """Which files this user's mnet wrote itself, by their hashes.
 
-TorchScript and torch.export archives can hold more than a network: loading a stranger's may
+TorchScript and torch.export archives can hold more than a network: loading one from elsewhere may
 write files or run code, and no check of ours would see all of it. So mnet runs those that it
 wrote itself and refuses others. The list lies in the user's data folder, a hash a line.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import platformdirs
 
-from mnet_cli.errors import MachineError, WeightsError
+from mnet_cli.errors import WeightsError
+from mnet_cli.system.atomic import not_writable
 
 
 def trust(content: bytes) -> None:
@@ -25,11 +26,7 @@ def trust(content: bytes) -> None:
         with path.open("a", encoding="ascii") as file:  # grows by lines, for two at once too
             file.write(f"\n{digest}\n")
     except OSError as error:
-        raise MachineError(
-            str(path),
-            f"cannot be written ({error.strerror or error})",
-            next_step="Free some space, or check the permissions of its folder",
-        ) from error
+        raise not_writable(path, error) from error
 
 
 def read_trusted(path: Path) -> bytes:

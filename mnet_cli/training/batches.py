@@ -72,7 +72,7 @@ class BatchSource(Protocol):
 
         Args:
             epoch: Counted from 1; to be called with each epoch of the phase in turn.
-            start: The first batch that is wanted, counted from 0.
+            start: The first batch to give, counted from 0.
         """
 
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:

@@ -37,9 +37,8 @@ def open_images(
     else:
         raise DataError(
             str(classifier.source),
-            "no run directory around it that says which images",
-            "labelled images were expected",
-            "Name some with --data DIR",
+            "not in a run directory that names its images",
+            next_step="Name labelled images with --data DIR",
         )
     folder = find_data(classifier.source.parent, Path(recipe.data.root), "--data DIR")
     manifest = classifier.source.with_name("split.csv")

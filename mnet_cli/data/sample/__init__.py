@@ -106,13 +106,15 @@ def _is_there(folder: Path, marker: dict[str, int], pictures: Sequence[Picture])
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            where, "is in use by something else", f"no readable {MARKER} in it", next_step
+            where, f"holds other files, and no readable {MARKER}", next_step=next_step
         ) from error
     if found != marker:
-        raise DataError(where, f"holds another sample, {found}", f"not {marker}", next_step)
+        raise DataError(where, f"holds another sample: {found}, not {marker}", next_step=next_step)
     missing = [path for path, *_ in pictures if not (folder / path).is_file()]
     if missing:
         raise DataError(
-            where, f"{len(missing)} pictures are gone, such as {missing[0]}", "all", next_step
+            where,
+            f"{len(missing)} pictures are missing, such as {missing[0]}",
+            next_step=next_step,
         )
     return True

@@ -90,7 +90,9 @@ def extract_archive(archive: Path, destination: Path, *, max_bytes: int, max_mem
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise DataError(
-            printable(str(destination)), "exists", "a new or empty folder", "Choose another folder"
+            printable(str(destination)),
+            "exists and is not empty",
+            next_step="Choose a new or empty folder",
         )
     if not archive.is_file():
         raise _refusal(archive, "is not a file")
@@ -188,7 +190,6 @@ def _write_member(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, 
 def _refusal(archive: Path, found: str) -> DataError:
     return DataError(
         printable(str(archive)),
-        found,
-        "a .tgz of one folder with plain files was expected",
-        "Remove it and download it again",
+        f"{found}; it must be a .tgz of one folder with plain files",
+        next_step="Delete it and download it again",
     )
