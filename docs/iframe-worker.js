@@ -1,17 +1,17 @@
 // The search runs in a worker. A browser starts no worker for a page that is opened as a file:
 // run the worker's script in a hidden frame there.
 if (location.protocol === "file:") {
-  window.Worker = class {
+  window.Worker = class extends EventTarget {
     constructor(url) {
+      super();
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
       document.body.append(this.frame);
       this.inside = this.frame.contentWindow;
       this.inside.postMessage = (data) =>
-        setTimeout(() => this.onmessage?.(new MessageEvent("message", { data })));
+        setTimeout(() => this.dispatchEvent(new MessageEvent("message", { data })));
       const script = this.inside.document.createElement("script");
       this.loaded = new Promise((resolve) => (script.onload = resolve));
-      script.onerror = (event) => this.onerror?.(event);
       script.src = url;
       this.inside.document.body.append(script);
     }
