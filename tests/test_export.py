@@ -567,7 +567,7 @@ def test_a_file_that_changed_since_its_export_is_refused(name, photos, tmp_path,
         captured = capsys.readouterr()
         assert captured.out == ""
         [line] = captured.err.splitlines()
-        assert f"{part}: changed since it was exported (sha256 " in line
+        assert f"{part}: changed since it was exported: its sha256 is " in line
         assert {**file["companions"], file["name"]: file["sha256"]}[part][:12] in line
         flip_a_bit(tmp_path / part)  # back
     assert run(["predict", "-c", str(result.path), photo]) == 0
@@ -702,13 +702,9 @@ def test_calibration_of_very_many_classes_is_chosen_in_no_time():
     assert len(set(labels[chosen].tolist())) == 200
 
 
-def test_the_readme_shows_the_script_that_is_tested():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    shown = [line.removeprefix("    ") for line in readme.splitlines()]
-    script = STANDALONE.read_text(encoding="utf-8").splitlines()
-    start = shown.index("session = onnxruntime.InferenceSession(sys.argv[1])")
-    begin = script.index(shown[start])
-    assert shown[start - begin : start - begin + len(script)] == script
+def test_the_documentation_shows_the_script_that_is_tested():
+    page = (STANDALONE.parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    assert f'--8<-- "tests/{STANDALONE.name}"' in page
 
 
 @pytest.mark.parametrize("name", ["torchscript", "pt2"])
