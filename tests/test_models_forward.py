@@ -153,3 +153,57 @@ def test_only_pinned_memory_is_copied_to_cuda_without_waiting(device, pinned, wa
             return non_blocking
 
     assert to_device(Batch(), torch.device(device)) is not waits
+
+
+class Numpy(nn.Module):
+    """Leaves PyTorch on the way, so that no graph can be made of it."""
+
+    def forward(self, x):
+        return torch.from_numpy(np.sort(x.numpy(), axis=1))
+
+
+class Channels(nn.Module):
+    """Puts the channels of a feature map last."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "note"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), ""),
+        (nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.Tanh()), "torch.onnx"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), Channels(), nn.Linear(4, 2)), "torch.onnx"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), Numpy()), "PyTorch does"),
+    ],
+)
+def test_a_network_of_others_runs_and_says_how(module, note):
+    compiled = compile_forward(module.eval(), CPU, image_size=16)
+    images = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode():
+        expected = module(images).numpy()
+    assert (note in compiled.note) if note else not compiled.note
+    for one in (compiled, pickle.loads(pickle.dumps(compiled))):
+        assert np.abs(one(images.numpy()) - expected).max() < 1e-4
+
+
+def test_the_fingerprint_follows_weights_and_layers():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh())
+    first = compile_forward(module, CPU, image_size=16).fingerprint
+    assert compile_forward(module, CPU, image_size=16).fingerprint == first
+    other = nn.Sequential(module[0], nn.Sigmoid())
+    assert compile_forward(other, CPU, image_size=16).fingerprint != first
+    with torch.no_grad():
+        module[0].bias += 1
+    assert compile_forward(module, CPU, image_size=16).fingerprint != first
+
+
+def test_the_onnx_writer_is_not_used_on_other_devices(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the writer was called")
+
+    monkeypatch.setattr(forward, "to_onnx", refuse)
+    compiled = compile_forward(lively("mobilenet_v2"), torch.device("meta"))
+    assert isinstance(compiled, forward.TorchForward)
+    assert compiled.fingerprint

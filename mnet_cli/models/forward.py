@@ -17,7 +17,6 @@ from mnet_cli.models.onnx_graph import IMAGES, UnsupportedOperatorError, fold_ba
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Inputs (N, …) to the network's output for each; both float32."""
 
-OWN = ("torch.", "mnet_cli.")  # modules of these packages are known to become correct graphs
 TOLERANCE = 1e-4  # of the range of outputs, between a graph and the network
 
 
@@ -64,6 +63,9 @@ def compile_forward(
     it is PyTorch. The weights are taken as they are now. Outputs agree with the module's to
     1e-4 of their range.
 
+    A network of mnet's own modules is known to become a correct graph; the graph of another one
+    is compared with PyTorch first. Parts of those that take no images need `TorchForward`.
+
     On a CPU a call uses one core: call it from as many threads or processes as there are
     cores, each with inputs of its own, which is faster than many cores on one batch.
 
@@ -76,7 +78,7 @@ def compile_forward(
     if device.type != "cpu":
         return TorchForward(module, device)
     takes_images = input_shape is IMAGES
-    if is_own(module):
+    if is_own(module) or not takes_images:
         try:
             return OnnxForward(to_onnx(module, input_shape))
         except UnsupportedOperatorError:
@@ -91,8 +93,9 @@ def compile_forward(
 
 
 def is_own(module: nn.Module) -> bool:
-    """Whether a network is made of modules of PyTorch and mnet alone."""
-    return all(type(m).__module__.startswith(OWN) for m in module.modules())
+    """Whether a network is made of mnet's modules, and else of PyTorch's alone."""
+    packages = {type(m).__module__.partition(".")[0] for m in module.modules()}
+    return "mnet_cli" in packages and packages <= {"mnet_cli", "torch"}
 
 
 def _checked(module: nn.Module, image_size: int, *, by_torch: bool) -> OnnxForward | None:

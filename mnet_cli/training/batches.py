@@ -16,7 +16,7 @@ from mnet_cli.features.boundary import Boundary, find_boundary
 from mnet_cli.features.extract import FeatureRequest, Features, cached_features
 from mnet_cli.inference.evaluate import Evaluation, evaluate, score, summarize_logits
 from mnet_cli.inference.metrics import Predictions
-from mnet_cli.models.forward import Forward, compile_forward
+from mnet_cli.models.forward import Forward
 from mnet_cli.models.freeze import frozen_title, split_frozen
 from mnet_cli.system.machine import BATCH, cores
 from mnet_cli.training.job import Job
@@ -122,7 +122,7 @@ class LiveBatches:
         """As in `BatchSource`."""
         if (below := self.below) is None:
             return self._score(self.job.compile(module), on_progress)
-        above = compile_forward(module, self.job.device, None)
+        above = self.job.compile_above(module)
         return self._score(lambda images: above(below(images)), on_progress)
 
     def _score(self, classify: Forward, on_progress: Progress) -> Evaluation:
@@ -194,7 +194,7 @@ class CachedBatches:
 
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
         """As in `BatchSource`; on every core."""
-        forward = compile_forward(module, self.job.device, None)
+        forward = self.job.compile_above(module)
         labels, val = self.job.data.splits["val"].labels, self.val
         starts = range(0, len(labels), BATCH)
 

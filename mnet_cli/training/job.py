@@ -13,7 +13,7 @@ from mnet_cli.data.dataset import DataSet
 from mnet_cli.data.loader import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.formats.checkpoint import Checkpoint
-from mnet_cli.models.forward import Forward, compile_forward
+from mnet_cli.models.forward import Forward, TorchForward, compile_forward, is_own
 from mnet_cli.models.weights import LoadReport
 from mnet_cli.recipe import Recipe
 from mnet_cli.system.machine import cores
@@ -58,6 +58,12 @@ class Job:
     def compile(self, module: nn.Module) -> Forward:
         """The fast forward pass of the model, or of a part of it that takes images."""
         return compile_forward(module, self.device, image_size=self.preprocess.image_size)
+
+    def compile_above(self, module: nn.Module) -> Forward:
+        """The fast forward pass of what lies above the frozen boundary, or of a copy of it."""
+        if is_own(self.model):
+            return compile_forward(module, self.device, None)
+        return TorchForward(module, self.device)
 
     def train_views(self) -> ViewDataset:
         """The training images as the recipe augments them."""
