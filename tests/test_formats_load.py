@@ -4,12 +4,16 @@ import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.formats import registry
+from mnet_cli.formats.base import Format
+from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.inference.classifier import open_classifier
 from mnet_cli.models.device import choose_device
 from mnet_cli.models.onnx_graph import to_onnx
@@ -98,6 +102,30 @@ def test_a_missing_runtime_names_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(MachineError, match=rf'pip install "mnet-cli\[{extra}\]"'):
         open_classifier(tmp_path / f"model{suffix}", "cpu")
+
+
+def test_a_format_that_cannot_be_used_disturbs_no_other(tmp_path, monkeypatch):
+    class Old(Format):
+        """Of a package that was made for another version."""
+
+    kinds = {"new": type(registry.find_format("onnx")), "old": Old}
+    formats = SimpleNamespace(names=lambda: (*kinds,), load=lambda name, where: kinds[name])
+    monkeypatch.setattr(registry, "FORMATS", formats)
+    registry._names_by_suffix.cache_clear()
+    try:
+        assert registry.format_of(tmp_path / "a.onnx").suffix == ".onnx"
+        with pytest.raises(MachineError, match='"old" cannot be used'):
+            registry.find_format("old")
+    finally:
+        registry._names_by_suffix.cache_clear()
+
+
+def test_an_exported_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(WeightsError, match="an exported file, not a checkpoint"):
+        load_checkpoint(tmp_path / "model.onnx")
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "gone.pt")
 
 
 def test_all_formats_are_found_by_suffix_without_torch():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mnet_cli.models import forward
-from mnet_cli.models.device import image_format, to_device
+from mnet_cli.models.device import image_format, one_thread, to_device
 from mnet_cli.models.forward import compile_forward
 from mnet_cli.models.onnx_graph import UnsupportedOperatorError, fold_batch_norms, to_onnx
 from mnet_cli.models.registry import build_model
@@ -104,7 +104,38 @@ def test_folding_removes_every_batch_norm_and_keeps_the_outputs():
         assert torch.allclose(folded(images), model(images), rtol=1e-3, atol=1e-4)
 
 
+class Shortcut(nn.Sequential):
+    """A sequence with a forward of its own, which uses its convolution twice."""
+
+    def forward(self, x):
+        return self[1](self[0](x)) + self[0](x)
+
+
+def test_only_plain_sequences_are_folded():
+    shared = nn.Conv2d(3, 3, 1)
+    for module in (
+        Shortcut(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+        nn.Sequential(shared, nn.BatchNorm2d(3), shared, nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+    ):
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d) and part.track_running_stats:
+                nn.init.uniform_(part.running_var, 2, 4)
+        images = torch.randn(2, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(fold_batch_norms(module)(images), module.eval()(images))
+
+
+class Rows(nn.Module):
+    """Flattens only the last two axes."""
+
+    def forward(self, x):
+        return x.flatten(2)
+
+
 def test_what_no_mobilenet_has_is_refused():
+    with pytest.raises(UnsupportedOperatorError, match=r"flatten\(2\)"):
+        to_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), Rows()))
     with pytest.raises(UnsupportedOperatorError, match="Tanh"):
         to_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh()))
 
@@ -186,6 +217,69 @@ def test_a_network_of_others_runs_and_says_how(module, note):
     assert (note in compiled.note) if note else not compiled.note
     for one in (compiled, pickle.loads(pickle.dumps(compiled))):
         assert np.abs(one(images.numpy()) - expected).max() < 1e-4
+
+
+class Bright(nn.Module):
+    """Computes something else where an image is bright, which a traced graph would not do."""
+
+    def forward(self, x):
+        return -x if x.mean() > 1 else x
+
+
+def test_a_branch_that_depends_on_the_images_runs_by_pytorch():
+    compiled = compile_forward(nn.Sequential(nn.Conv2d(3, 4, 1), Bright()).eval(), CPU)
+    assert "PyTorch does" in compiled.note
+
+
+class Scaled(nn.Module):
+    """Has a number that is neither a parameter nor printed."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_the_fingerprint_follows_numbers_that_are_not_printed():
+    one, two = (forward.fingerprint(nn.Sequential(Scaled(scale))) for scale in (1.0, 2.0))
+    assert one != two == forward.fingerprint(nn.Sequential(Scaled(2.0)))
+
+
+@pytest.mark.parametrize("first_out", ["first", "second"])
+def test_the_number_of_threads_is_as_before_when_all_calls_have_ended(first_out):
+    before = torch.get_num_threads()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with one_thread():
+            entered.set()
+            leave.wait(10)
+        seen.append(torch.get_num_threads())
+
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    try:
+        other = threading.Thread(target=hold)
+        if first_out == "first":
+            other.start()
+            entered.wait(10)
+            with one_thread():
+                assert torch.get_num_threads() == 1
+                leave.set()
+                other.join()
+                assert torch.get_num_threads() == 1
+        else:
+            with one_thread():
+                other.start()
+                entered.wait(10)
+            leave.set()
+            other.join()
+        assert torch.get_num_threads() == 2
+        assert seen == [2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_fingerprint_follows_weights_and_layers():

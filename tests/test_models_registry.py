@@ -1,10 +1,12 @@
 """Every architecture by name: defaults, refusals, and that compilers can trace it."""
 
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 from torch import nn
 
-from mnet_cli.errors import RecipeError, UsageError
+from mnet_cli.errors import MachineError, RecipeError, UsageError
 from mnet_cli.models.registry import build_model, find_architecture
 from mnet_cli.system.plugins import ARCHITECTURES
 
@@ -75,6 +77,20 @@ def test_an_unknown_arch_names_the_nearest():
         build_model("mobilnet_v2", 10)
     with pytest.raises(UsageError, match=r'"xyz"\. Choose one of mobilenet_v1, '):
         build_model("xyz", 10)
+
+
+def test_what_is_no_architecture_is_refused_and_left_out(monkeypatch):
+    from mnet_cli.system import plugins
+
+    point = EntryPoint("toy", "math:tau", ARCHITECTURES.group)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    plugins._declared.cache_clear()
+    try:
+        with pytest.raises(MachineError, match='"toy" is a float, not an Architecture'):
+            build_model("toy", 10)
+    finally:
+        monkeypatch.undo()
+        plugins._declared.cache_clear()
 
 
 @every_arch

@@ -32,7 +32,11 @@ def test_names_are_listed_without_an_import(declared):
 def test_an_object_is_loaded_by_its_name(declared):
     declared(("circle", "math:tau"))
     assert SHAPES.load("circle") > 6
-    assert len([*SHAPES.load_all()]) == 1
+
+
+def test_objects_that_cannot_be_imported_are_left_out_of_a_list(declared):
+    declared(("circle", "math:tau"), ("square", "no_such_module:Square"))
+    assert [name for name, _ in SHAPES.usable()] == ["circle"]
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest(declared):

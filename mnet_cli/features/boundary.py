@@ -50,7 +50,14 @@ class Boundary:
         return replace(self, dtype="float32")
 
 
-def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.device) -> Boundary:
+def find_boundary(
+    front: nn.Module,
+    title: str,
+    image_size: int,
+    device: torch.device,
+    *,
+    is_known: bool | None = None,
+) -> Boundary:
     """Compile the frozen part of a network.
 
     Args:
@@ -58,8 +65,9 @@ def find_boundary(front: nn.Module, title: str, image_size: int, device: torch.d
         title: What people call it.
         image_size: Side S of the images that it will get, in pixels.
         device: Where it runs.
+        is_known: As in `compile_forward`.
     """
-    forward = compile_forward(front, device, image_size=image_size)
+    forward = compile_forward(front, device, image_size=image_size, is_known=is_known)
     shape = forward(np.zeros((1, 3, image_size, image_size), np.float32)).shape[1:]
     return Boundary(
         forward,

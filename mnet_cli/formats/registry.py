@@ -20,8 +20,22 @@ def find_format(name: str, where: str = "") -> Format:
     Raises:
         UsageError, MachineError: As `ExtensionPoint.load` does.
     """
-    found: Format = FORMATS.load(name, where)()
+    kind = FORMATS.load(name, where)
+    try:
+        found = kind()
+    except Exception as error:  # of a package that is not made for this version
+        raise _not_a_format(name, where, error) from error
+    if not isinstance(found, Format) or not hasattr(found, "suffix"):
+        raise _not_a_format(name, where, "it is no Format with a suffix")
     return found
+
+
+def _not_a_format(name: str, where: str, reason: object) -> MachineError:
+    return MachineError(
+        where or "format",
+        f'"{name}" cannot be used ({reason})',
+        next_step="Update or uninstall the package that adds it",
+    )
 
 
 def format_for_export(name: str, precision: str) -> Format:

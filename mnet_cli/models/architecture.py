@@ -111,7 +111,7 @@ class Architecture:
 
     Attributes:
         title: As in the paper.
-        paper: arXiv number, or another reference.
+        paper: Where it is described, such as `arXiv 1801.04381`.
         build: From the number of classes, and those options of `NEUTRAL` that it has as keyword
             arguments, to a `torch.nn.Module` that maps images (N, 3, H, W) to logits
             (N, num_classes) and is a `StagedModel`. The defaults of its arguments are the

@@ -66,18 +66,19 @@ class _Calls:
 def one_thread() -> Iterator[None]:
     """Let PyTorch compute on the calling thread alone while the block runs.
 
-    The number of threads is global: it stays at one until the last such block ends, as another
-    number in the middle of a call would change the order of its sums.
+    PyTorch has a number of threads for each thread, and one that new threads begin with. To set
+    the first sets the second too; both are as before once no call is in such a block.
     """
     with _Calls.lock:
+        # A new thread takes its number at its first look at it. Later it would replace the 1.
+        threads = torch.get_num_threads()
         if not _Calls.running:
-            _Calls.threads = torch.get_num_threads()
+            _Calls.threads = threads
         _Calls.running += 1
-        torch.set_num_threads(1)  # each thread has a copy of its own
+        torch.set_num_threads(1)
     try:
         yield
     finally:
         with _Calls.lock:
             _Calls.running -= 1
-            if not _Calls.running:
-                torch.set_num_threads(_Calls.threads)
+            torch.set_num_threads(_Calls.threads)

@@ -113,6 +113,7 @@ def set_train_mode(model: nn.Module) -> None:
     model.train()
     for _, module in _frozen_modules(model):
         module.eval()
+    split_frozen(model)[0].eval()  # modules without parameters too, such as some norms
 
 
 def split_frozen(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
@@ -260,10 +261,11 @@ def _first_stages(model: nn.Module, count: int) -> Sequence[str]:
 
 
 def _frozen_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that have parameters, all of them frozen."""
+    """Modules that have parameters, all of them frozen, and all below the frozen boundary."""
+    below = set(split_frozen(model)[0].modules())
     for name, module in model.named_modules():
         flags = [parameter.requires_grad for parameter in module.parameters()]
-        if flags and not any(flags):
+        if (flags and not any(flags)) or (module in below and not any(flags)):
             yield name, module
 
 

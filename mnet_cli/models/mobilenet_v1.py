@@ -90,7 +90,7 @@ HALF = (0.5, 0.5, 0.5)
 
 MOBILENET_V1 = Architecture(
     title="MobileNetV1",
-    paper="1704.04861",
+    paper="arXiv 1704.04861",
     build=mobilenet_v1,
     mark="features.13.1.0.weight",
     from_timm=_from_timm,

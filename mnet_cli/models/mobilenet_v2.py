@@ -129,7 +129,7 @@ def _from_timm(state_dict: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 MOBILENET_V2 = Architecture(
     title="MobileNetV2",
-    paper="1801.04381",
+    paper="arXiv 1801.04381",
     build=mobilenet_v2,
     mark="features.17.conv.2.weight",
     from_timm=_from_timm,

@@ -245,7 +245,7 @@ def _from_timm(state_dict: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 MOBILENET_V3_LARGE = Architecture(
     title="MobileNetV3-Large",
-    paper="1905.02244",
+    paper="arXiv 1905.02244",
     build=mobilenet_v3_large,
     mark="features.16.0.weight",
     from_timm=_from_timm,
@@ -279,7 +279,7 @@ MOBILENET_V3_LARGE = Architecture(
 # 206 tensors have the same shape, so those files cannot be loaded.
 MOBILENET_V3_SMALL = Architecture(
     title="MobileNetV3-Small",
-    paper="1905.02244",
+    paper="arXiv 1905.02244",
     build=mobilenet_v3_small,
     mark="features.12.0.weight",
     from_timm=_from_timm,

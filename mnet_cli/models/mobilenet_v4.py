@@ -226,7 +226,7 @@ HUB = "https://huggingface.co/timm"
 
 MOBILENET_V4_CONV_SMALL = Architecture(
     title="MobileNetV4-Conv-Small",
-    paper="2404.10518",
+    paper="arXiv 2404.10518",
     build=partial(mobilenet_v4, table=SMALL_TABLE),
     mark="features.19.0.weight",
     from_timm=partial(_from_timm, table=SMALL_TABLE),
@@ -260,7 +260,7 @@ MOBILENET_V4_CONV_SMALL = Architecture(
 
 MOBILENET_V4_CONV_MEDIUM = Architecture(
     title="MobileNetV4-Conv-Medium",
-    paper="2404.10518",
+    paper="arXiv 2404.10518",
     build=partial(mobilenet_v4, table=MEDIUM_TABLE),
     mark="features.25.0.weight",
     from_timm=partial(_from_timm, table=MEDIUM_TABLE),

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,15 @@ def export_by_torch(module: nn.Module, example: Tensor, *, free_batch: bool) -> 
     """
     content = io.BytesIO()
     try:
-        with quiet(), warnings.catch_warnings(), torch.inference_mode():
+        with (
+            quiet(),
+            redirect_stdout(io.StringIO()),  # it prints the graph that it cannot export
+            warnings.catch_warnings(),
+            torch.inference_mode(),
+        ):
             warnings.simplefilter("ignore")  # the tracing exporter is deprecated
+            # A branch that depends on the data would become the one that the example takes.
+            warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             torch.onnx.export(
                 fold_batch_norms(module),
                 (example,),

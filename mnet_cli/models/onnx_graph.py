@@ -8,6 +8,7 @@ convolutions before them. `models/onnx_export` has the way for all other network
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -59,6 +60,12 @@ def _flatten(m: nn.Flatten) -> tuple[str, list[Any], Attributes]:
     return "Flatten", [], {}
 
 
+def _flatten_from(axis: int) -> tuple[str, Attributes]:
+    if axis != 1:  # the operator of ONNX always gives a matrix
+        raise UnsupportedOperatorError(f"flatten({axis})")
+    return "Flatten", {"axis": 1}
+
+
 def _require(module: nn.Module, supported: bool) -> None:
     if not supported:
         raise UnsupportedOperatorError(repr(module))
@@ -77,7 +84,7 @@ MODULES: dict[type[nn.Module], Emit] = {  # module to operator, further inputs, 
 }
 NOTHING = (nn.Identity, nn.Dropout)  # modules that do nothing in evaluation
 METHODS: dict[str, Callable[..., tuple[str, Attributes]]] = {
-    "flatten": lambda axis: ("Flatten", {"axis": axis}),
+    "flatten": _flatten_from,
     "float": lambda: ("Cast", {"to": TensorProto.FLOAT}),
     "permute": lambda *axes: ("Transpose", {"perm": [*axes]}),
 }
@@ -90,11 +97,23 @@ FUNCTIONS = {  # of two tensors
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, each batch norm folded into the convolution before it."""
+    """Return a copy in evaluation mode, each batch norm folded into the convolution before it.
+
+    Only neighbours in a plain `nn.Sequential` are folded, that are used nowhere else.
+    """
     folded = copy.deepcopy(module).cpu().eval()
+    children = [child for m in folded.modules() for child in m._modules.values()]
+    uses = Counter(map(id, children))
     for sequence in [m for m in folded.modules() if isinstance(m, nn.Sequential)]:
-        for (name, layer), (next_name, following) in pairwise(list(sequence.named_children())):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+        if type(sequence).forward is not nn.Sequential.forward:
+            continue
+        for (name, layer), (next_name, following) in pairwise(list(sequence._modules.items())):
+            if (
+                isinstance(layer, nn.Conv2d)
+                and isinstance(following, nn.BatchNorm2d)
+                and uses[id(layer)] == uses[id(following)] == 1
+                and following.track_running_stats
+            ):
                 setattr(sequence, name, fuse_conv_bn_eval(layer, following))
                 setattr(sequence, next_name, nn.Identity())
     return folded

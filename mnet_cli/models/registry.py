@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mnet_cli.errors import RecipeError, WeightsError
+from mnet_cli.errors import MachineError, RecipeError, WeightsError
 from mnet_cli.models.architecture import (
     NEUTRAL,
     Architecture,
@@ -23,7 +23,13 @@ def find_architecture(arch: str) -> Architecture:
     Raises:
         UsageError, MachineError: As `ExtensionPoint.load` does.
     """
-    architecture: Architecture = ARCHITECTURES.load(arch)
+    architecture = ARCHITECTURES.load(arch)
+    if not isinstance(architecture, Architecture):
+        raise MachineError(
+            "architecture",
+            f'"{arch}" is a {type(architecture).__name__}, not an Architecture',
+            next_step="Update or uninstall the package that adds it",
+        )
     return architecture
 
 
@@ -72,6 +78,9 @@ def _fault(model: "nn.Module", num_classes: int) -> str:
 
     from mnet_cli.models.freeze import head_layer
 
+    hidden = {"stages", "head", "pieces"} & model._modules.keys()
+    if hidden:
+        return f"has a module with the name {', '.join(sorted(hidden))}, which mnet needs itself"
     if not isinstance(model, StagedModel):
         missing = [name for name in ("stages", "head", "pieces") if not hasattr(model, name)]
         return f"has no attribute {', '.join(missing)}"

@@ -105,8 +105,9 @@ def _trace(model: nn.Module, image_size: int) -> Shapes:
     """Run the model on the meta device and note the shapes at every module."""
     shapes: Shapes = {}
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shapes[module] = (inputs[0].shape, output.shape)
+    def note(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            shapes[module] = (inputs[0].shape, output.shape)
 
     for module in model.modules():
         module.register_forward_hook(note)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mnet_cli.data.class_indices import check_class_indices
-from mnet_cli.errors import RecipeError, WeightsError
+from mnet_cli.errors import MachineError, RecipeError, WeightsError
 from mnet_cli.models import timm_names
 from mnet_cli.models.architecture import IMAGENET_MEAN, IMAGENET_STD, Triple
 from mnet_cli.models.freeze import as_staged, head_layer
@@ -164,7 +164,11 @@ def _locate(
     if source in PUBLISHED_NAMES:
         row = published(arch, width_mult, source)
         path = Path(torch.hub.get_dir()) / "checkpoints" / row.file_name
-        download(row.url, path, sha256=row.sha256, on_progress=on_progress)
+        try:
+            download(row.url, path, sha256=row.sha256, on_progress=on_progress)
+        except MachineError as error:
+            advice = f"{error.next_step}, or set model.weights to a file that you have"
+            raise MachineError(error.where, error.found, next_step=advice) from error
         return path, f"{row.source} {row.release} ({row.file_name})"
     path = Path(source)
     if not path.exists():
@@ -270,7 +274,7 @@ def _misfit(
     found: FoundWeights, expected: dict[str, Tensor], misfits: list[str], total: int
 ) -> WeightsError:
     """The error for a file of something else, which says of what if it can be told."""
-    marks = {find_architecture(arch).mark: arch for arch in ARCHITECTURES.names()} | OTHER_MARKS
+    marks = {one.mark: arch for arch, one in ARCHITECTURES.usable()} | OTHER_MARKS
     looks = next((arch for name, arch in marks.items() if name in found.state_dict), None)
     shared = next((name for name in misfits if name in found.state_dict), None)
     if looks == found.arch and shared:

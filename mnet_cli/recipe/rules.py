@@ -107,7 +107,7 @@ def _is_starter(arch: str, width: float) -> bool:
 
 def _starters() -> str:
     """The models that have starter weights."""
-    found = [(name, ARCHITECTURES.load(name).starter) for name in ARCHITECTURES.names()]
+    found = [(name, one.starter) for name, one in ARCHITECTURES.usable()]
     return ", ".join(f"{name} at width_mult {one.width_mult:g}" for name, one in found if one)
 
 

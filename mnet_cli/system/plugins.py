@@ -7,6 +7,7 @@ packages and imports nothing
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -71,9 +72,11 @@ class ExtensionPoint:
                 next_step="Update or uninstall that package",
             ) from error
 
-    def load_all(self) -> Iterator[Any]:
-        """Import every object, in the order of `names`; raises as `load` does."""
-        return (self.load(name) for name in self.names())
+    def usable(self) -> Iterator[tuple[str, Any]]:
+        """Import every object by its name; those that cannot be imported are left out."""
+        for name in self.names():
+            with suppress(MachineError):
+                yield name, self.load(name)
 
 
 @cache

@@ -16,8 +16,9 @@ from mnet_cli.features.boundary import Boundary, find_boundary
 from mnet_cli.features.extract import FeatureRequest, Features, cached_features
 from mnet_cli.inference.evaluate import Evaluation, evaluate, score, summarize_logits
 from mnet_cli.inference.metrics import Predictions
-from mnet_cli.models.forward import Forward
+from mnet_cli.models.forward import Forward, TorchForward, is_own
 from mnet_cli.models.freeze import frozen_title, split_frozen
+from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.system.machine import BATCH, cores
 from mnet_cli.training.job import Job
 
@@ -91,6 +92,8 @@ class LiveBatches:
         note: As in `BatchSource`.
     """
 
+    module: nn.Module
+    below: OnnxForward | TorchForward | None
     cache: CacheUse | None = None
 
     def __init__(
@@ -104,9 +107,11 @@ class LiveBatches:
         note: str = "",
     ) -> None:
         self.job, self.steps, self.note = job, len(order), note
-        front, rest = split_frozen(job.model)
-        self.module: nn.Module = rest if frozen else job.model
-        self.below: Forward | None = job.compile(front) if frozen else None
+        self.module, self.below = job.model, None
+        if frozen:
+            front, self.module = split_frozen(job.model)
+            self.below = job.compile(front)
+            self.note = note or self.below.note
         first, done = start
         keys = chain.from_iterable(map(order.keys, range(first, epochs.stop)))
         # The workers go on from one epoch to the next without a pause.
@@ -250,7 +255,9 @@ def choose_source(
     note = ""
     if cached_views and cached != 0:
         title = f"{job.recipe.model.arch} {frozen_title(job.model, front)}"
-        boundary = find_boundary(front, title, job.preprocess.image_size, job.device)
+        known = is_own(job.model)
+        size = job.preprocess.image_size
+        boundary = find_boundary(front, title, size, job.device, is_known=known)
         views = choose_views(job, boundary, epochs, cached)
         try:
             if views:

@@ -14,6 +14,7 @@ from mnet_cli.data.loader import ViewDataset
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.formats.checkpoint import Checkpoint
 from mnet_cli.models.forward import Forward, TorchForward, compile_forward, is_own
+from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.weights import LoadReport
 from mnet_cli.recipe import Recipe
 from mnet_cli.system.machine import cores
@@ -55,14 +56,19 @@ class Job:
         workers = self.recipe.data.workers
         return min(8, cores()) if workers == "auto" else workers
 
-    def compile(self, module: nn.Module) -> Forward:
+    def compile(self, module: nn.Module) -> OnnxForward | TorchForward:
         """The fast forward pass of the model, or of a part of it that takes images."""
-        return compile_forward(module, self.device, image_size=self.preprocess.image_size)
+        return compile_forward(
+            module,
+            self.device,
+            image_size=self.preprocess.image_size,
+            is_known=is_own(self.model),
+        )
 
     def compile_above(self, module: nn.Module) -> Forward:
         """The fast forward pass of what lies above the frozen boundary, or of a copy of it."""
         if is_own(self.model):
-            return compile_forward(module, self.device, None)
+            return compile_forward(module, self.device, None, is_known=True)
         return TorchForward(module, self.device)
 
     def train_views(self) -> ViewDataset:

@@ -73,4 +73,8 @@ def open_checked(root: str, least_classes: int = 2) -> dict[str, ImageSource]:
 @cache
 def _sources() -> dict[str, type[ImageSource]]:
     """The sources of all installed packages by name."""
-    return dict(zip(SOURCES.names(), SOURCES.load_all(), strict=True))
+    return {
+        name: source
+        for name, source in SOURCES.usable()
+        if isinstance(source, type) and issubclass(source, ImageSource)
+    }

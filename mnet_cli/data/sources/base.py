@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.data.image_files import ImageFile, Stamp
 from mnet_cli.data.paths import Names
+from mnet_cli.errors import DataError, MnetError
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,13 @@ class SourceImage:
 
     def read(self) -> bytes:
         """Read the encoded bytes; see `ImageSource.read`."""
-        return self.source.read(self.index)
+        try:
+            return self.source.read(self.index)
+        except MnetError:
+            raise
+        except Exception as error:  # a source of another package may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(self.where, f"cannot be read ({reason})") from error
 
     def stamp(self) -> Stamp | None:
         """See `ImageSource.stamp`."""
