@@ -1,7 +1,8 @@
 """The Python API: load a trained classifier, or train one.
 
-Use it as `mnet_cli.load` and `mnet_cli.train`. Nothing is printed, no signal handler is
-installed, and every error is an `MnetError` (see `mnet_cli.errors`).
+Use it as `mnet_cli.load` and `mnet_cli.train`. Nothing is printed. Errors that a user can fix are
+`MnetError`s (see `mnet_cli.errors`). While `train` runs in the main thread, it handles signals so
+that a step is never interrupted; the handlers are as before when it returns.
 """
 
 import os
@@ -27,7 +28,7 @@ from mnet_cli.training.run_images import open_images
 if TYPE_CHECKING:
     from mnet_cli.inference.evaluate import Evaluation
 
-_ONE_IMAGE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+_ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Classifier:
         Raises:
             DataError: An image cannot be read or decoded, or is not one of these types.
         """
-        if isinstance(images, _ONE_IMAGE):
+        if isinstance(images, _ONE_IMAGE) or not isinstance(images, Iterable):
             return self._predict([images])[0]
         remaining, predictions = iter(images), list[Prediction]()
         while batch := list(islice(remaining, BATCH)):

@@ -289,7 +289,8 @@ def test_train_alone_refuses_a_launcher_that_starts_several(
         (["eval", "--split", "test"], 3, "train, val"),
         (["eval", "--split", "vall"], 2, "--split"),
         (["predict", "x.jpg", "--csv", "--topk", "1"], 2, "--topk"),
-        (["predict", "x.jpg", "--plot", "tiny.yaml"], 2, "exists"),
+        (["predict", "x.jpg", "--plot", "tiny.yaml"], 2, "not a PNG file"),
+        (["predict", "x.jpg", "--plot", "gone/x.png"], 2, "folder gone does not exist"),
         (["data", "split", "x", "y", "--val", "0"], 2, "--val"),
         (["info", "mobilenet_v9", "--weights"], 2, "mobilenet_v"),
         (["train", "--recipe", "tiny", "--out", "tiny.yaml"], 2, "--out"),
@@ -409,7 +410,7 @@ def test_a_run_without_a_checkpoint_says_how_to_go_on(work, tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     assert run(["eval", "--checkpoint", str(tmp_path / "begun")]) == 4
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "no epoch of it has ended" in said
+    assert "its first epoch is not finished" in said
     assert f"mnet train --resume {tmp_path / 'begun'}" in said
 
 

@@ -71,7 +71,7 @@ def test_another_sample_in_the_folder_is_refused(tmp_path, other):
 @pytest.mark.parametrize("name", ["thesis.txt", "sample.json"])
 def test_a_folder_of_something_else_is_never_touched(tmp_path, name):
     (tmp_path / name).write_text("three years")
-    with pytest.raises(DataError, match="in use by something else"):
+    with pytest.raises(DataError, match="holds other files"):
         draw_sample(tmp_path, **SMALL)
     assert tree(tmp_path) == {name: b"three years"}
 

@@ -148,6 +148,13 @@ def test_a_bare_name_is_found_here_then_in_recipes_with_or_without_suffix(folder
     )
 
 
+def test_an_empty_file_does_not_hide_a_recipe(folder):
+    # As "mnet recipes show quickstart > quickstart.yaml" begins.
+    (folder / "quickstart.yaml").touch()
+    assert find_recipe("quickstart").stat().st_size
+    assert find_recipe(folder / "quickstart.yaml") == folder / "quickstart.yaml"
+
+
 def test_every_shipped_recipe_opens_with_its_command_and_loads():
     assert len(shipped_recipes()) >= 7
     for path in shipped_recipes():

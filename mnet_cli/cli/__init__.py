@@ -88,5 +88,6 @@ def _usage_error(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mnet"
     message = error.format_message().rstrip(".?")
+    message = message.replace("Input should be", "it must be")
     advice = f'Run "{command} --help"'
     return UsageError(command, message[:1].lower() + message[1:], next_step=advice)

@@ -181,5 +181,6 @@ def _show_wrong(wrong: list[dict[str, Any]]) -> None:
                 (w["path"], w["true"], w["predicted"], f"{w['prob']:.2f}", f"{w['true_prob']:.2f}")
                 for w in wrong[:WRONG_LISTED]
             ],
-            title=f"{len(wrong)} wrong, the most confident first",
+            title=f"{len(wrong)} wrong, the most confident first"
+            + (f"; the first {WRONG_LISTED} of them" if len(wrong) > WRONG_LISTED else ""),
         )

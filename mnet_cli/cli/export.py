@@ -47,7 +47,7 @@ def export(
     ] = False,
     batch: Annotated[
         int,
-        typer.Option(min=0, max=4096, help="Fix the number of images a call; 0 leaves it free."),
+        typer.Option(min=0, max=4096, help="Number of images in each call; 0 for any number."),
     ] = 0,
     calibration: Annotated[
         int | None,
@@ -58,12 +58,17 @@ def export(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Share of top-1 that --int8 may lose.", show_default="0.01"
+            min=0,
+            max=1,
+            help="How much top-1 may fall with --int8; 0.01 is one percentage point.",
+            show_default="0.01",
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled images to compare outputs on.", show_default="the recipe's"),
+        typer.Option(
+            help="Labelled images that outputs are compared on.", show_default="the recipe's"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

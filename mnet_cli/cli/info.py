@@ -26,7 +26,10 @@ def info(
     round_nearest: Annotated[
         int | None,
         typer.Option(
-            min=1, max=64, help="Round channels to a multiple.", show_default="the architecture's"
+            min=1,
+            max=64,
+            help="Round numbers of channels to a multiple of this.",
+            show_default="the architecture's",
         ),
     ] = None,
     reduced_tail: Annotated[
@@ -71,7 +74,7 @@ def info(
     }
     architecture = find_architecture(arch)
     title = (
-        f"{architecture.title} (arXiv {architecture.paper}), width_mult {width_mult:g}, "
+        f"{architecture.title} ({architecture.paper}), width_mult {width_mult:g}, "
         f"{image_size}x{image_size}, 1000 classes"
     )
     console.show(document, lambda: _show_summary(title, summary))
@@ -119,10 +122,11 @@ def _show_summary(title: str, summary: "Summary") -> None:
 def _show_weights(arch: str | None) -> None:
     from mnet_cli.models.registry import find_architecture
 
+    named = [(arch, find_architecture(arch))] if arch else ARCHITECTURES.usable()
     rows = [
         {"arch": name, **asdict(row), "file_name": row.file_name}
-        for name in ([arch] if arch else ARCHITECTURES.names())
-        for row in find_architecture(name).published
+        for name, architecture in named
+        for row in architecture.published
     ]
     console.show(
         rows,

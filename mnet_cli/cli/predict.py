@@ -35,7 +35,8 @@ def predict(
     ],
     checkpoint: CheckpointOption = None,
     topk: Annotated[
-        int | None, typer.Option(min=1, help="Show the best K classes.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="Show the K most probable classes.", show_default="all"),
     ] = None,
     reject: Annotated[
         float, typer.Option(min=0, max=1, help='Answer "unknown" below this probability.')
@@ -59,6 +60,14 @@ def predict(
         raise UsageError("--topk", "has no effect with --csv, which has a column for each class")
     if show and not plot:
         raise UsageError("--show", "no picture to open", next_step='Add "--plot FILE.png"')
+    if plot and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}", "not a PNG file", next_step="End its name in .png")
+    if plot and not plot.parent.is_dir():
+        raise UsageError(
+            f"--plot {plot}",
+            f"the folder {plot.parent} does not exist",
+            next_step="Make it, or choose another",
+        )
     if plot and plot.exists() and not force:
         raise UsageError(
             f"--plot {plot}", "the file exists", next_step="Choose a new file, or add --force"

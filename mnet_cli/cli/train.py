@@ -126,6 +126,11 @@ def train(
         console.note(f"resumed: {job.run} at step {job.resume_state.training['step']:,}")
     else:
         _show_weights(job.weights)
+        if job.weights is None and any(phase.freeze != "none" for phase in resolved.phases):
+            console.note(
+                "note: random weights are frozen, so the network learns little; "
+                "to train all of it, set model.freeze=none"
+            )
     if job.note:
         console.note(f"note: {job.note}")
 
@@ -386,7 +391,7 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         f"{console.of_classes(scored, total)}, loss {best['loss']:.4f}"
     )
     if frozen["tensors"]:
-        state = f"{len(frozen['moved'])} MOVED" if frozen["moved"] else "none moved"
+        state = f"{len(frozen['moved'])} CHANGED" if frozen["moved"] else "none changed"
         console.line(f"frozen: {frozen['tensors']} tensors and buffers checked, {state}")
     console.line(f"report: {run / 'report.html'}")
     console.line(f"next: mnet eval --checkpoint {run}")

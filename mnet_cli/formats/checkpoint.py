@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mnet_cli import __version__
 from mnet_cli.data.class_indices import check_class_indices
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import MnetError, WeightsError
+from mnet_cli.errors import RecipeError, UsageError, WeightsError
+from mnet_cli.formats.registry import format_of
 from mnet_cli.models.registry import build_model
 from mnet_cli.system.tensorfile import read_tensors, write_tensors
 
@@ -85,11 +86,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         WeightsError: The file is missing, damaged, hostile, of a newer format, or no
             checkpoint of mnet; or `class_indices.json` beside it has other class names.
     """
+    if format_of(path):
+        raise WeightsError(
+            str(path),
+            "an exported file, not a checkpoint",
+            next_step="Name the run directory or best.pt that it was exported from",
+        )
+    if not path.exists():
+        raise WeightsError(
+            str(path),
+            "no such checkpoint, run directory or exported file",
+            next_step="Check the path",
+        )
     if path.is_dir():
         if not (path / "best.pt").exists():
             raise WeightsError(
                 str(path),
-                "no best.pt in this folder: it is no run, or no epoch of it has ended",
+                "no best.pt here: this is not a run, or its first epoch is not finished",
                 next_step=f'Run "mnet train --resume {path}", or name another --checkpoint',
             )
         path = path / "best.pt"
@@ -139,7 +152,13 @@ def build_from(checkpoint: Checkpoint) -> nn.Module:
     try:
         model = build_model(checkpoint.arch, len(checkpoint.class_names), **checkpoint.model_args)
         model.load_state_dict(dict(checkpoint.state_dict), strict=True)
-    except (RuntimeError, TypeError, ValueError, MnetError) as error:
+    except UsageError as error:
+        raise WeightsError(
+            where,
+            f'its architecture "{checkpoint.arch}" is not installed',
+            next_step="Install the package that adds it",
+        ) from error
+    except (RuntimeError, TypeError, ValueError, RecipeError) as error:
         raise WeightsError(
             where,
             f"its tensors do not fit {checkpoint.arch}, the architecture that it names",

@@ -108,7 +108,7 @@ def find_recipe(name: str | Path) -> Path:
     """Find a recipe's file; `.yaml` may be left out.
 
     A bare name is looked up in the working folder, then in its `recipes/`, then among the
-    recipes that ship with mnet.
+    recipes that ship with mnet; empty files are passed over.
 
     Raises:
         RecipeError: There is no such recipe, or it is not a file.
@@ -121,8 +121,10 @@ def find_recipe(name: str | Path) -> Path:
     try:
         for folder in folders:
             for spelling in spellings:
-                if (folder / spelling).is_file():
-                    return folder / spelling
+                file = folder / spelling
+                # `mnet recipes show X > X.yaml` makes an empty file before it looks for X.
+                if file.is_file() and (not bare or file.stat().st_size):
+                    return file
         kind = "a folder" if given.is_dir() else "not a regular file"
         exists = given.exists()
     except (OSError, ValueError) as error:
