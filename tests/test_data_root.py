@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,8 @@ model:
 data: {root: photos, image_size: 32, batch_size: 8, workers: 0}
 train: {epochs: 1, lr: 1.0e-2}
 """
+VALUES = ("data.image_size=32", "data.batch_size=8", "data.workers=0", "train.epochs=1")
+SMALL = [word for value in VALUES for word in ("--set", value)]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,23 @@ def test_a_place_that_is_named_at_a_resume_comes_first_and_is_recorded(project, 
     (project / "photos").rename(tmp_path / "moved")
     assert run(["train", "--resume", str(tiny), "--set", "data.root=../moved"]) == 0
     assert json.loads((tiny / "data.json").read_text()) == {"root": "../../../moved"}
+
+
+def test_a_resume_with_the_recipe_takes_the_runs_default_of_val_fraction(
+    photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "train", "flat")
+    start = ["train", "quickstart", *SMALL, "--data", "flat", "--out", "runs/flat", "-q"]
+    assert run(start) == 0
+    Path("runs/flat/summary.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = ["train", "quickstart", "--resume", "../runs/flat", *SMALL]
+    assert run([*again, "--set", "data.root=flat"]) == 0, capsys.readouterr().err
+    again += ["--set", "data.root=flat", "--set", "data.val_fraction=0.4"]
+    assert run(again) == 2
+    assert "data.val_fraction" in capsys.readouterr().err
 
 
 def test_without_a_relative_path_the_absolute_one_is_recorded(tmp_path, monkeypatch):

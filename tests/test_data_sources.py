@@ -12,6 +12,8 @@ import torch
 
 from mnet_cli.data import sources
 from mnet_cli.errors import DataError
+from mnet_cli.recipe import load_recipe
+from mnet_cli.training.data_root import with_validation
 
 # A package as a stranger would write it; the zip file is opened by each process and read.
 PACKAGE = """
@@ -123,6 +125,26 @@ def test_a_source_of_another_package_trains_and_evaluates_as_a_folder_does(
         ).splitlines(),
     )
     assert by_path[f"{archive}/val/red/0.jpg"] == pytest.approx(record["probs"], abs=1e-6)
+
+
+def test_a_part_is_split_off_for_validation_from_every_kind_that_is_not_split(monkeypatch):
+    class Flat(sources.ImageSource):
+        @classmethod
+        def matches(cls, root):
+            return root.startswith("flat://")
+
+        @classmethod
+        def open(cls, root):
+            return {"train": None, "val": None} if root.endswith("split") else {"all": None}
+
+    monkeypatch.setattr(sources, "_sources", lambda: {"flat": Flat})
+    recipe = load_recipe("v2_flowers", ["data.root=flat://photos", "data.val_fraction=null"])
+    notes: list[str] = []
+    assert with_validation(recipe, notes.append).data.val_fraction == 0.2
+    assert "flat://photos has no train/ and val/: 20% of each class" in notes[0]
+    recipe = load_recipe("v2_flowers", ["data.root=flat://split", "data.val_fraction=null"])
+    assert with_validation(recipe, notes.append).data.val_fraction is None
+    assert len(notes) == 1
 
 
 def test_a_root_of_no_known_kind_lists_the_kinds(tmp_path):

@@ -252,12 +252,13 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     if not recipe and not overrides:
         return load_resolved(file)
 
-    from mnet_cli.training.data_root import with_validation
+    from mnet_cli.training.data_root import with_fraction
     from mnet_cli.training.resume import recipe_differences
 
-    given = load_recipe(recipe or file, overrides)
-    given = with_validation(given)  # as it was done when the run was started
-    differences = recipe_differences(plain_values(load_resolved(file)), plain_values(given))
+    stored, given = load_resolved(file), load_recipe(recipe or file, overrides)
+    if given.data.val_fraction is None:  # the run's may be the default
+        given = with_fraction(given, stored.data.val_fraction)
+    differences = recipe_differences(plain_values(stored), plain_values(given))
     if differences:
         raise RecipeError(
             str(file),

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from mnet_cli.data.sources import flower_photos
+from mnet_cli.data.sources import find_source, flower_photos
 from mnet_cli.data.split import split_folder
 from mnet_cli.errors import MachineError
 from mnet_cli.recipe import Recipe
+from mnet_cli.system.text import printable
 
 VAL_FRACTION = 0.2  # of a folder that is not split, where the recipe does not say
 
@@ -49,21 +50,30 @@ def download_data(
 
 
 def with_validation(recipe: Recipe, on_note: Callable[[str], None] = lambda text: None) -> Recipe:
-    """Set `data.val_fraction` for a folder of classes that is not split into train and val.
+    """Set `data.val_fraction` for a data set that is not split into train and val.
 
     Args:
-        recipe: Returned as it is where the folder is split or missing, or `data.val_fraction`
+        recipe: Returned as it is where the data set is split or missing, or `data.val_fraction`
             is set.
         on_note: Called with one line that says what was set.
+
+    Raises:
+        DataError: The data set cannot be listed.
     """
-    root, data = Path(recipe.data.root), recipe.data
-    is_split = all((root / split).is_dir() for split in ("train", "val"))
-    if data.val_fraction is not None or is_split or not root.is_dir():
+    root = recipe.data.root
+    if recipe.data.val_fraction is not None:
+        return recipe
+    source = find_source(root)
+    if source is None or "all" not in source.splits(root):
         return recipe
     on_note(
-        f"{root} has no train/ and val/: {VAL_FRACTION:.0%} of each class is used for validation "
-        f"(data.val_fraction: {VAL_FRACTION})"
+        f"{printable(root)} has no train/ and val/: {VAL_FRACTION:.0%} of each class is used for "
+        f"validation (data.val_fraction: {VAL_FRACTION})"
     )
-    return recipe.model_copy(
-        update={"data": data.model_copy(update={"val_fraction": VAL_FRACTION})}
-    )
+    return with_fraction(recipe, VAL_FRACTION)
+
+
+def with_fraction(recipe: Recipe, val_fraction: float | None) -> Recipe:
+    """Return a copy of a recipe with another `data.val_fraction`."""
+    data = recipe.data.model_copy(update={"val_fraction": val_fraction})
+    return recipe.model_copy(update={"data": data})

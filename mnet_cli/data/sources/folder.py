@@ -58,8 +58,9 @@ class FolderSource(ImageSource):
                 missing; or there is no class folder at all.
         """
         folder = Path(root)
-        sources = {split: cls._find(folder, split) for split in _splits_of(folder)}
-        sources = sources or {"all": cls._find(folder, "")}
+        sources = {
+            split: cls._find(folder, "" if split == "all" else split) for split in cls.splits(root)
+        }
         if not any(source.class_names for source in sources.values()):
             notes = [note for source in sources.values() for note in source.ignored]
             raise DataError(
@@ -69,6 +70,26 @@ class FolderSource(ImageSource):
                 details=notes[:LISTED],
             )
         return sources
+
+    @classmethod
+    def splits(cls, root: str) -> tuple[str, ...]:
+        """See `ImageSource.splits`; the images are not listed.
+
+        Raises:
+            DataError: As `open` does, but for a folder without classes.
+        """
+        names, _ = _subfolders(Path(root))
+        if {"train", "val"} <= set(names):
+            return tuple(name for name in SPLITS if name in names)
+        split_like = [name for name in names if name.casefold() in _SPLIT_LIKE]
+        if split_like:
+            raise DataError(
+                printable(root),
+                f"has {listing(split_like)} but not both train and val",
+                next_step="Name the folders of the splits exactly train and val, "
+                "or give a folder of classes and a val_fraction",
+            )
+        return ("all",)
 
     @classmethod
     def _find(cls, root: Path, split: str) -> Self:
@@ -103,22 +124,6 @@ class FolderSource(ImageSource):
 
     def _path(self, index: int) -> Path:
         return Path(self.root, self.names[index])
-
-
-def _splits_of(root: Path) -> list[str]:
-    """The splits that `root` is divided into; none if it is a folder of classes."""
-    names, _ = _subfolders(root)
-    if {"train", "val"} <= set(names):
-        return [name for name in SPLITS if name in names]
-    split_like = [name for name in names if name.casefold() in _SPLIT_LIKE]
-    if split_like:
-        raise DataError(
-            printable(str(root)),
-            f"has {listing(split_like)} but not both train and val",
-            next_step="Name the folders of the splits exactly train and val, "
-            "or give a folder of classes and a val_fraction",
-        )
-    return []
 
 
 def is_hidden(name: str) -> bool:
