@@ -49,7 +49,7 @@ class Prediction:
 class Classifier:
     """A trained classifier; `load` makes it.
 
-    Example:
+    Examples:
         >>> classifier = mnet_cli.load("runs/latest")
         >>> prediction = classifier.predict("rose.jpg")
         >>> print(prediction.class_name, prediction.probability)
@@ -242,7 +242,7 @@ def load(path: str | os.PathLike[str] = "runs/latest", device: str = "auto") -> 
         MachineError: The package that runs such files is not installed.
         UsageError: The device is not available.
 
-    Example:
+    Examples:
         >>> mnet_cli.load("runs/latest").predict("rose.jpg").class_name
         'roses'
     """
@@ -276,10 +276,9 @@ def train(
         RecipeError: The recipe or an override is not valid.
         MnetError: Any other error; see `mnet_cli.errors`.
 
-    Example:
+    Examples:
         >>> result = mnet_cli.train("v2_flowers", {"data.root": "photos", "train.epochs": 3})
-        >>> result.metrics["top1"]
-        0.91
+        >>> print(result.metrics["top1"])
         >>> classifier = result.load()
     """
     from mnet_cli.models.device import choose_device

@@ -3,26 +3,22 @@
 Usage: python scripts/docs.py FOLDER
 
 FOLDER is replaced. Derived pages are the commands (from Typer), the recipe's keys (from the JSON
-Schema), the shipped recipes, the Python API (from docstrings) and the changelog.
+Schema), the shipped recipes, the names that can be chosen, and the changelog.
 """
 
-import ast
 import html
 import inspect
 import json
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import typer
 from typer.main import get_command
 
-from mnet_cli import api
 from mnet_cli.cli.app import app
 from mnet_cli.data.sources import SOURCES
 from mnet_cli.formats.registry import find_format
@@ -43,7 +39,6 @@ def main(folder: Path) -> None:
         "reference/recipe.md": recipe_page,
         "reference/recipes.md": shipped_page,
         "reference/names.md": names_page,
-        "reference/python.md": python_page,
     }
     for name, page in pages.items():
         path = folder / name
@@ -229,55 +224,6 @@ def names_page() -> Iterator[str]:
     yield "| name | data set |\n| --- | --- |"
     for name in SOURCES.names():
         yield f"| `{name}` | {_cell(SOURCES.load(name).layout)} |"
-
-
-def python_page() -> Iterator[str]:
-    """The written introduction, then the signature and docstring of each public name."""
-    yield (HERE / "docs/reference/python.md").read_text(encoding="utf-8")
-    own = [
-        thing for name in api.__all__ if (thing := getattr(api, name)).__module__ == api.__name__
-    ]
-    for function in filter(inspect.isfunction, own):
-        yield from _member(f"mnet_cli.{function.__name__}", function)
-    for kind in filter(inspect.isclass, own):
-        yield f"\n## {kind.__name__}\n\n{_docstring(inspect.getdoc(kind) or '')}"
-        for name, member in vars(kind).items():
-            if not name.startswith("_") and isinstance(member, property | FunctionType):
-                yield from _member(f"{kind.__name__}.{name}", member)
-
-
-def _member(name: str, member: Any) -> Iterator[str]:
-    yield f"\n{'##' if name.startswith('mnet_cli') else '###'} {name}\n"
-    if inspect.isfunction(member):
-        yield f"``` {{ .python }}\n{_signature(member)}\n```\n"
-    yield _docstring(inspect.getdoc(member) or "")
-
-
-def _signature(function: FunctionType) -> str:
-    """The signature as it is written in the source, from the name to the type of the result."""
-    source = textwrap.dedent(inspect.getsource(function))
-    [definition] = ast.parse(source).body
-    assert isinstance(definition, ast.FunctionDef)
-    first = definition.lineno, definition.body[0].lineno - 1
-    text = "\n".join(source.splitlines()[first[0] - 1 : first[1]])
-    return re.sub(r"\bself(,\s*)?", "", text, count=1).removeprefix("def ").rstrip(":")
-
-
-def _docstring(text: str) -> str:
-    """Turn Google style sections into Markdown: a bold title and a list or a code block."""
-    lines: list[str] = []
-    section = ""
-    for line in text.splitlines():
-        if line in ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:", "Example:"):
-            section = line.rstrip(":")
-            lines += ["", f"**{section}**", ""]
-        elif not line.startswith("    ") or section == "Example":
-            lines.append(line)
-        elif not line.startswith("     ") and (entry := re.match(r"    (\w+): (.*)", line)):
-            lines.append(f"- `{entry[1]}`: {entry[2]}")
-        else:
-            lines.append(f"  {line.strip()}")
-    return "\n".join(lines)
 
 
 def _paragraphs(text: str) -> str:
