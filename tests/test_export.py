@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from mnet_cli.cli import run
 from mnet_cli.data.dataset import open_dataset
 from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.preprocess import Preprocess
-from mnet_cli.errors import MachineError, UsageError, WeightsError
+from mnet_cli.errors import DataError, MachineError, RefusedError, UsageError, WeightsError
 from mnet_cli.export import parity, pipeline
 from mnet_cli.export.pipeline import Plan, balanced, export
 from mnet_cli.formats import quantization, registry
@@ -721,3 +723,51 @@ def test_a_file_of_torch_leaves_the_number_of_threads_as_it_was(name, photos, tm
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+class Mistaken(OnnxFormat):
+    """Writes files whose outputs are not the network's."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def load(self, path, device):
+        run, contract = super().load(path, device)
+        return (lambda inputs: self.change(run(inputs))), contract
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda logits: logits[:, :2], r"outputs of shape \(\d+, 2\) for 3 classes"),
+        (lambda logits: logits * np.nan, "outputs that are not finite"),
+    ],
+)
+def test_outputs_of_another_shape_or_without_a_value_are_refused(
+    change, says, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "format_for_export", lambda *_: Mistaken(change))
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    [result] = exported(source, photos, plan(tmp_path / "out"))
+    assert re.search(says, result.refused)
+    assert not list((tmp_path / "out").glob("*.onnx"))
+
+
+def test_a_checkpoint_whose_outputs_are_not_finite_is_refused(photos, tmp_path):
+    source = lively(tmp_path, "mobilenet_v2", photos)
+    checkpoint = load_checkpoint(source)
+    checkpoint.state_dict["classifier.1.bias"][:] = 3e38
+    checkpoint.state_dict["classifier.1.weight"][:] = 3e38
+    save_checkpoint(source, checkpoint)
+    with pytest.raises(RefusedError, match="its outputs are not finite"):
+        exported(source, photos, plan(tmp_path / "out"))
+
+
+def test_an_image_that_is_lost_during_an_export_is_named(photos, tmp_path, monkeypatch):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    source = lively(tmp_path, "mobilenet_v2", images)
+    data = open_dataset(str(images), class_names=NAMES)
+    lost = next((images / "val").rglob("*.jpg"))
+    lost.unlink()
+    with pytest.raises(DataError, match=lost.name):
+        list(export(load_checkpoint(source), source, data, plan(tmp_path / "out")))

@@ -1,5 +1,6 @@
 """The cache of frozen activations: what it computes, finds again, loses and never loses."""
 
+import errno
 import os
 import platform
 import resource
@@ -472,3 +473,66 @@ def test_the_cache_lists_its_stores_and_is_cleared(files):
     assert clear_cache() > found.fresh * boundary().row_bytes
     assert cache_folders() == []
     assert features(files).fresh == found.fresh
+
+
+def test_a_cache_folder_that_is_no_folder_is_the_machines_fault(monkeypatch, tmp_path):
+    (tmp_path / "mnet").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(MachineError, match="cannot be listed"):
+        cache_folders()
+
+
+def test_clearing_passes_over_what_has_gone_and_names_what_cannot_be_removed(files, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    features(files, passes=[1])
+    monkeypatch.setattr(shutil, "rmtree", gone)
+    assert clear_cache() == 0
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(MachineError, match=r"cannot be removed.*Permission denied"):
+        clear_cache()
+
+
+def test_files_that_are_deleted_as_soon_as_they_are_written_end_it(files, monkeypatch):
+    compute = extract._compute
+
+    def vanish(requests, *arguments):
+        compute(requests, *arguments)
+        clear_cache()
+
+    monkeypatch.setattr(extract, "_compute", vanish)
+    with pytest.raises(MachineError, match="deleted as soon as they are written"):
+        features(files, passes=[1])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_shard_that_the_system_does_not_open_is_not_taken_for_damaged(number, files, monkeypatch):
+    found = features(files, passes=[1])
+    paths = shard_names(found)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "open_memmap", refuse)
+        with pytest.raises(MachineError, match="ulimit"):
+            features(files, passes=[1])
+    assert shard_names(features(files, passes=[1])) == paths
+
+
+def test_a_shard_that_cannot_be_read_is_computed_again(files, monkeypatch):
+    features(files, passes=[1])
+    real, calls = np.lib.format.open_memmap, []
+
+    def fail_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", fail_once)
+    assert features(files, passes=[1]).fresh == len(files)

@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -500,3 +501,52 @@ def test_the_moving_average_is_kept_under_the_models_names(tiny_recipe):
     assert list(last["ema"]["state_dict"]) == ["classifier.1.weight", "classifier.1.bias"]
     best = load_checkpoint(job.run).state_dict
     assert not torch.equal(last["state_dict"]["classifier.1.weight"], best["classifier.1.weight"])
+
+
+def test_classes_without_a_readable_training_image_are_named(tiny_recipe, tmp_path, photos):
+    broken = shutil.copytree(photos, tmp_path / "broken")
+    for path in (broken / "train" / "red").iterdir():
+        path.write_bytes(b"no image")
+    recipe = load_recipe(tiny_recipe, [f"data.root={broken}", "data.skip_bad=true"])
+    with pytest.raises(DataError, match="no usable training image of 'red'"):
+        prepare_data(recipe)
+
+
+def test_skipped_images_are_listed_in_the_run_directory(tiny_recipe, tmp_path, photos):
+    broken = shutil.copytree(photos, tmp_path / "broken")
+    (broken / "train" / "red" / "0.jpg").write_bytes(b"no image")
+    job = prepared(tiny_recipe, f"data.root={broken}", "data.skip_bad=true")
+    with (job.run / "skipped.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["path"] == "train/red/0.jpg"
+    assert "not an image" in row["fault"]
+
+
+def test_round_nearest_of_the_recipe_is_in_the_network_and_the_checkpoint(tiny_recipe):
+    job = prepared(tiny_recipe, "model.round_nearest=4")
+    assert job.model_args["round_nearest"] == 4
+    [plain] = (prepared(tiny_recipe).model,)
+    channels = [m.out_channels for m in job.model.modules() if isinstance(m, nn.Conv2d)]
+    assert channels != [m.out_channels for m in plain.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_the_running_loss_is_the_mean_of_the_last_steps(tiny_recipe):
+    seen = []
+
+    def watch(event):
+        if isinstance(event, events.BatchTrained):
+            losses = torch.stack(event.progress.losses)
+            seen.append((event.progress.running_loss(), float(losses.mean())))
+
+    Trainer(prepared(tiny_recipe, "train.epochs=1"), [watch]).fit()
+    assert len(seen) == 5
+    assert all(running == pytest.approx(mean) for running, mean in seen)
+
+
+def test_an_error_in_the_code_is_not_taken_for_one_of_the_machine(tiny_recipe):
+    def watch(event):
+        if isinstance(event, events.BatchTrained):
+            raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        Trainer(prepared(tiny_recipe), [watch]).fit()

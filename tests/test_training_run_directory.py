@@ -9,6 +9,7 @@ import pytest
 
 from mnet_cli.errors import MachineError, UsageError, WeightsError
 from mnet_cli.system.atomic import write_csv, write_json
+from mnet_cli.training import run_directory
 from mnet_cli.training.run_directory import (
     claim_run,
     create_run,
@@ -210,3 +211,30 @@ def test_files_hold_what_was_written(tmp_path):
     with (tmp_path / "a.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"path": 'odd, "name"\n'}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+def test_a_run_directory_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="file"):
+        claim_run(tmp_path / "file" / "run")
+
+
+def test_a_latest_that_cannot_be_replaced_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise MachineError("latest", "cannot be written")
+
+    monkeypatch.setattr(run_directory, "_point", refuse)
+    note = point_latest(tmp_path, create_run(tmp_path, "a"))
+    assert "cannot be written" in note
+    assert f"--checkpoint {tmp_path / 'a'}" in note
+
+
+def test_a_run_on_another_drive_is_pointed_to_by_its_whole_path(tmp_path, monkeypatch):
+    def other_drive(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    run = create_run(tmp_path, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "relpath", other_drive)
+        assert point_latest(tmp_path, run) == ""
+    assert (tmp_path / "latest").readlink() == run.resolve()
