@@ -309,7 +309,8 @@ def train(
     try:
         summary = write_results(job, Trainer(job, [watch]).fit())
     finally:
-        job.lock.release()
+        if job.lock:
+            job.lock.release()
     return TrainResult(job.run, summary["best"], summary)
 
 

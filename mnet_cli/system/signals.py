@@ -93,6 +93,11 @@ class DeferredSignals:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
 
+    @property
+    def waiting(self) -> int | None:
+        """The signal that has waited longest of those that end the command; None without one."""
+        return next((number for number, _ in self._waiting if number in STOP_SIGNALS), None)
+
     @contextmanager
     def defer(self) -> Iterator[None]:
         """Let signals wait until the block ends; an error in it drops them."""

@@ -1,12 +1,13 @@
 """From a recipe to a job: data, model and weights, and a new run directory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from mnet_cli.data.class_indices import write_class_indices
 from mnet_cli.data.dataset import DataSet, open_dataset
@@ -20,6 +21,7 @@ from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, LoadReport, find_weights, load_matching
 from mnet_cli.recipe import Recipe, dump_recipe
 from mnet_cli.system.atomic import atomic_write, write_csv
+from mnet_cli.system.process_group import ProcessGroup
 from mnet_cli.system.text import listing
 from mnet_cli.training.job import Job
 from mnet_cli.training.run_directory import (
@@ -137,6 +139,37 @@ def prepare_job(
     _check_phases(recipe, model)
     run, lock, note = prepare_run(recipe, data, out)
     return Job(recipe, data, model, model_args, preprocess, weights, device, run, lock, note=note)
+
+
+def share_job(group: ProcessGroup, prepare: Callable[[], Job | None]) -> Job | None:
+    """Prepare a job in process 0 alone, and give it to all processes of a group.
+
+    Args:
+        group: The processes, all of which must call this.
+        prepare: Gives the job, or None if there is nothing to do.
+
+    Returns:
+        The job, with the group and the device of this process.
+    """
+    own: Job | None = None
+
+    def parts() -> tuple[Job, dict[str, Tensor]] | None:
+        nonlocal own
+        own = prepare()
+        # A network of another package may be one that cannot be pickled.
+        if own is None:
+            return None
+        return replace(own, model=nn.Module(), lock=None), own.model.state_dict()
+
+    shared = group.from_main(parts)
+    if shared is None:
+        return None
+    job, tensors = shared
+    if own is None:
+        model = build_model(job.recipe.model.arch, len(job.data.class_names), **job.model_args)
+        model.load_state_dict(tensors)
+        own = replace(job, model=model)
+    return replace(own, group=group, device=group.device(own.device))
 
 
 def _check_phases(recipe: Recipe, model: nn.Module) -> None:

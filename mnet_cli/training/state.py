@@ -168,6 +168,7 @@ def as_last(
         "epoch": len(state.rows),
         "step": len(state.rows) * steps + len(progress),
         "seed": job.recipe.train.seed,
+        "processes": job.group.size,
         "account": job.weights and asdict(job.weights),
         "running": {
             "losses": torch.stack(progress.losses).cpu() if len(progress) else torch.zeros(0),
