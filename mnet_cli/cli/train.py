@@ -181,11 +181,11 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
     if job.resume_state:
         training = job.resume_state.training
         console.note(f"resumed: {job.run} at step {training['step']:,}")
-        before = training.get("processes", 1)  # files of earlier versions lack it
+        before = training["history"].get("processes", 1)  # files of earlier versions lack it
         if before != group.size:
             console.note(
-                f"note: {group.size} processes go on with what {before} began: the same network, "
-                "but for the order in which numbers are added"
+                f"note: the number of processes was {before} and is {group.size} now; the network "
+                "stays the same but for the order in which numbers are added"
             )
     else:
         _show_weights(job.weights)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -32,7 +33,7 @@ MEETING = timedelta(minutes=10)  # for all processes to start, and to take part 
 BEAT = 1.0  # seconds between two looks at the store for errors
 SILENCE = 20.0  # seconds without a sign of life after which a process counts as dead
 LAST_WORDS = 5.0  # seconds that the error of a process may take to arrive after its connection ends
-FAREWELL = 15.0  # seconds that a process waits until process 0 has reported its error
+FAREWELL = 10.0  # seconds that a process waits until process 0 has reported its error
 LONGEST_PAUSE = 0.05  # seconds between two looks at a barrier
 
 # Variables by which other launchers say how many copies they start.
@@ -169,6 +170,7 @@ class LaunchedGroup(ProcessGroup):
         finally:
             if error is not None:
                 self._tell(error)
+                _release(error)
             self._is_over.set()
             self._watch.join()
             with suppress(RuntimeError, ValueError):
@@ -337,6 +339,13 @@ def join_group() -> ProcessGroup:
                 next_step=ADVICE,
             )
     return ProcessGroup()
+
+
+def _release(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, such as connections, which only then are closed."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _number(name: str) -> int:

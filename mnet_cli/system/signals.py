@@ -34,6 +34,9 @@ class StopSignal(BaseException):
         self.number = signal.Signals(number)
         self.next_step = ""
 
+    def __str__(self) -> str:
+        return f"{self.number.name}: stopped"
+
     @property
     def exit_code(self) -> int:
         """What shells give a process that the signal has ended."""

@@ -168,7 +168,6 @@ def as_last(
         "epoch": len(state.rows),
         "step": len(state.rows) * steps + len(progress),
         "seed": job.recipe.train.seed,
-        "processes": job.group.size,
         "account": job.weights and asdict(job.weights),
         "running": {
             "losses": torch.stack(progress.losses).cpu() if len(progress) else torch.zeros(0),
@@ -177,6 +176,7 @@ def as_last(
             "seconds": progress.seconds,
         },
         "history": {
+            "processes": job.group.size,
             "rows": [dict(row) for row in state.rows],
             "phase": state.phase,
             "phase_start": state.phase_start,

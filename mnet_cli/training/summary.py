@@ -41,8 +41,8 @@ def failure_in_summary(job: Job) -> Iterator[None]:
         yield
     except (MnetError, StopSignal, KeyboardInterrupt) as error:
         if job.group.size > 1 and job.group.is_main:
-            code = getattr(error, "exit_code", 128 + signal.SIGINT)
-            reason = {"run": job.run.name, "exit_code": code, "error": str(error)}
+            stop = StopSignal(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else error
+            reason = {"run": job.run.name, "exit_code": stop.exit_code, "error": str(stop)}
             with suppress(MnetError):
                 write_json(job.run / SUMMARY, reason)
         raise
