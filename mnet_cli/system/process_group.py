@@ -140,7 +140,9 @@ class LaunchedGroup(ProcessGroup):
             backend = "cpu:gloo,cuda:nccl"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            store, _, _ = next(rendezvous("env://", timeout=MEETING))
+            found, _, _ = next(rendezvous("env://", timeout=MEETING))
+            # torchrun keeps the store, and what is in it, when it starts all processes again.
+            store = PrefixStore(f"start {self.restarts}", found)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.size, timeout=MEETING
             )
