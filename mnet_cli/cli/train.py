@@ -1,6 +1,7 @@
 """`mnet train`."""
 
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -150,7 +151,6 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
-    from mnet_cli.training.run_directory import write_launch
 
     chosen = choose_device(asked.device)
     if resolved.output.tensorboard:
@@ -175,9 +175,7 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
         if resume:
             job = resume_job(resolved, images, chosen, resume, on_progress)
         else:
-            job = prepare_job(resolved, images, chosen, out, on_progress)
-    if group.launch:
-        write_launch(job.run, group.launch)
+            job = prepare_job(resolved, images, chosen, out, on_progress, group.launch)
     if job.resume_state:
         training = job.resume_state.training
         console.note(f"resumed: {job.run} at step {training['step']:,}")
@@ -209,6 +207,9 @@ def _restarted(asked: Asked, group: "ProcessGroup") -> Path | None:
 
     root = asked.out or Path(select_recipe(asked.recipe, asked.overrides, asked.data).output.root)
     run = find_launched(root, group.launch)
+    if run and not (run / "recipe.yaml").exists():  # it was killed before it had begun
+        shutil.rmtree(run, ignore_errors=True)
+        return None
     if run:
         console.note(f"start {group.restarts + 1} of this launch: {run} is resumed")
     return run

@@ -30,6 +30,7 @@ from mnet_cli.training.run_directory import (
     lock_run,
     point_latest,
     write_data_root,
+    write_launch,
 )
 
 Progress = Callable[[int, int], None]
@@ -120,6 +121,7 @@ def prepare_job(
     device: torch.device,
     out: Path | None = None,
     on_progress: Progress | None = None,
+    launch: str = "",
 ) -> Job:
     """Build the model, load its weights and make the run directory.
 
@@ -131,13 +133,14 @@ def prepare_job(
         device: Where to train.
         out: The run directory; None for a new one under the recipe's `output`.
         on_progress: Called with (done, total) bytes while weights are downloaded.
+        launch: Of the processes that train; see `ProcessGroup`.
 
     Raises:
         RecipeError, WeightsError, MachineError, UsageError: See the parts.
     """
     model, model_args, preprocess, weights = prepare_model(recipe, data.class_names, on_progress)
     _check_phases(recipe, model)
-    run, lock, note = prepare_run(recipe, data, out)
+    run, lock, note = prepare_run(recipe, data, out, launch)
     return Job(recipe, data, model, model_args, preprocess, weights, device, run, lock, note=note)
 
 
@@ -190,7 +193,7 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
 
 
 def prepare_run(
-    recipe: Recipe, data: DataSet, out: Path | None = None
+    recipe: Recipe, data: DataSet, out: Path | None = None, launch: str = ""
 ) -> tuple[Path, FileLock, str]:
     """Make the run directory, lock it, and write what is known before training.
 
@@ -204,6 +207,8 @@ def prepare_run(
     root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
     run = claim_run(out) if out else create_run(root, name)
     lock = lock_run(run)
+    if launch:
+        write_launch(run, launch)
     note = point_latest(root, run)
     write_known(run, recipe, data)
     return run, lock, note

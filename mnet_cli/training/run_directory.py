@@ -63,8 +63,11 @@ def claim_run(folder: Path) -> Path:
 
 def write_launch(folder: Path, launch: str) -> None:
     """Record which launch of several processes made a run directory."""
-    with atomic_write(folder / LAUNCH, "w") as file:
-        file.write(launch)
+    try:
+        # Not by a temporary name: one that a killed process leaves behind would fill the folder.
+        (folder / LAUNCH).write_text(launch, encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
 
 
 def find_launched(root: Path, launch: str) -> Path | None:
