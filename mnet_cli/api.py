@@ -283,12 +283,19 @@ def train(
     """
     from mnet_cli.models.device import choose_device
     from mnet_cli.recipe import as_overrides, select_recipe
+    from mnet_cli.system.process_group import join_group
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.events import EpochEnded, Event
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.summary import write_results
     from mnet_cli.training.trainer import Trainer
 
+    if join_group().size > 1:
+        raise UsageError(
+            "train",
+            "a launcher started several processes, which train together on the command line only",
+            next_step='Run "torchrun -m mnet_cli train"',
+        )
     if recipe is None and data is None:
         raise UsageError("train", "no recipe and no data", next_step="Give one of the two")
     resolved = select_recipe(
@@ -309,7 +316,8 @@ def train(
     try:
         summary = write_results(job, Trainer(job, [watch]).fit())
     finally:
-        job.lock.release()
+        if job.lock:
+            job.lock.release()
     return TrainResult(job.run, summary["best"], summary)
 
 

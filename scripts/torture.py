@@ -1,16 +1,19 @@
 """Kill training, damage its files, and count what was lost.
 
 Usage: .venv/bin/python scripts/torture.py [--kills 2000] [--mutations 5000] [--seed 0]
-                                           [--epochs 2] [--only points|twice|disk|times|mutations]
+                                           [--epochs 2] [--processes 20]
+                                           [--only points|twice|disk|times|processes|mutations]
 
-Five trials, on a tiny network and drawn photographs in a temporary folder:
+Six trials, on a tiny network and drawn photographs in a temporary folder:
 
 1. points: a run is killed at its first, second, third … write (in the middle of large ones),
    sync, rename, link or removal, until none is left.
 2. twice: so is the run that resumes it.
 3. disk: each of them in turn fails for want of space.
 4. times: a run is killed by SIGKILL at a random moment, again and again, until it is complete.
-5. mutations: checkpoints and images with a few bytes changed, cut or repeated.
+5. processes: of two processes that torchrun started, one is killed by SIGKILL at a write, sync,
+   rename, link or removal, or in the middle of a step; torchrun starts both again.
+6. mutations: checkpoints and images with a few bytes changed, cut or repeated.
 
 A case is lost if the checkpoint does not load, the resumed run ends with other weights than one
 that was never stopped, a temporary file is left over, or damage raises anything but mnet's own
@@ -22,11 +25,13 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,11 +45,13 @@ import torch._dynamo  # what children would import one by one
 import torchvision.transforms.v2  # noqa: F401
 from PIL import Image
 
+from mnet_cli import cli
 from mnet_cli.cli import console
 from mnet_cli.data.images import decode_image
 from mnet_cli.errors import MachineError, MnetError
 from mnet_cli.formats.checkpoint import build_from, load_checkpoint
 from mnet_cli.recipe import load_recipe
+from mnet_cli.training.batches import TrainBatch
 from mnet_cli.training.prepare import prepare_data, prepare_job
 from mnet_cli.training.resume import resume_job
 from mnet_cli.training.summary import write_results
@@ -256,6 +263,40 @@ class Trials:
             if run.exists():
                 self.judge("random times", run)
 
+    def processes(self, count: int, chance: random.Random) -> None:
+        """Kill one of two processes, which torchrun then starts again."""
+        self.forget()
+        whole = self.folder / "whole of two"
+        assert self.launch(whole, "") == COMPLETE
+        expected = self.digest_of(whole)
+        for _ in range(count):
+            self.forget()
+            rank, kind = chance.choice((0, 1)), chance.choice(("call", "step"))
+            victim = f"{rank} {kind} {chance.randint(1, 60 if kind == 'call' else 6)}"
+            run = self.folder / "run"
+            code = self.launch(run, victim)
+            self.cases += 1
+            left = [path.name for path in run.rglob("*.tmp")]
+            if code != COMPLETE or self.digest_of(run) != expected or left:
+                self.lost += 1
+                console.line(f"lost: process {victim}: exit {code}, left over {left}")
+            shutil.rmtree(run, ignore_errors=True)
+
+    def launch(self, run: Path, victim: str) -> int:
+        """Train with two processes, of which one is killed; the exit code of torchrun."""
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        options = ["--nproc-per-node", "2", "--max-restarts", "3", __file__, "--victim", victim]
+        done = subprocess.run(
+            [*launcher, *options, "train", str(self.recipe), "--out", str(run)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if done.returncode:
+            console.line(done.stderr)
+        return done.returncode
+
     def mutations(self, count: int, chance: random.Random) -> None:
         """Feed damaged checkpoints and images to their loaders."""
         checkpoint = (self.folder / "whole" / "best.pt").read_bytes()
@@ -309,14 +350,42 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(damaged)
 
 
+def be_victim(victim: str, arguments: list[str]) -> None:
+    """Be one of the processes of `Trials.processes`: run mnet, and perhaps be killed.
+
+    Args:
+        victim: The rank that is killed, `call` or `step`, and at which of them; or empty.
+        arguments: Of mnet.
+    """
+    rank, kind, number = (victim or "none call 0").split()
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and rank == os.environ["RANK"] and kind == "call":
+        at_call(int(number), kill_self)
+    elif first and rank == os.environ["RANK"]:
+        steps, step = itertools.count(1), Trainer.step
+
+        def counted(trainer: Trainer, batch: TrainBatch) -> None:
+            if next(steps) == int(number):
+                kill_self()
+            step(trainer, batch)
+
+        Trainer.step = counted
+    sys.argv = ["mnet", *arguments]
+    cli.main()
+
+
 def main() -> None:
     """Read the command line, run the trials, print the count."""
+    if sys.argv[1:2] == ["--victim"]:
+        be_victim(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description="Kill training and damage its files.")
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--mutations", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--only", choices=("points", "twice", "disk", "times", "mutations"))
+    parser.add_argument("--processes", type=int, default=20)
+    names = ("points", "twice", "disk", "times", "processes", "mutations")
+    parser.add_argument("--only", choices=names)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -333,6 +402,11 @@ def main() -> None:
                 "times",
                 "killed at random times",
                 lambda: trials.random_times(options.kills, chance),
+            ),
+            (
+                "processes",
+                "one of two processes killed",
+                lambda: trials.processes(options.processes, chance),
             ),
             ("mutations", "damaged files", lambda: trials.mutations(options.mutations, chance)),
         ):

@@ -256,21 +256,6 @@ def test_predict_draws_the_picture(work, capsys, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "says"),
-    [("2", "WORLD_SIZE=2: 2 processes"), ("1", "no recipe"), ("", "no recipe"), ("x", "no recipe")],
-)
-def test_train_alone_refuses_a_launcher_that_starts_several(
-    work, tmp_path, monkeypatch, capsys, processes, says
-):
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    out = tmp_path / "run"
-    assert run(["train", "--out", str(out), *(["--recipe", "tiny"] * (processes == "2"))]) == 2
-    assert says in error_line(capsys)
-    assert not out.exists()
-    assert run(["recipes", "list"]) == 0
-
-
-@pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["trian"], 2, "train"),

@@ -30,12 +30,14 @@ class Settings:
         quiet: Print results and errors only.
         traceback: Show the Python traceback of an error.
         needs_reader: A closed stdout is an error, as in training.
+        is_silent: Print nothing at all: another process prints.
     """
 
     json: bool = False
     quiet: bool = False
     traceback: bool = False
     needs_reader: bool = False
+    is_silent: bool = False
 
 
 settings = Settings()
@@ -83,6 +85,8 @@ def notes(texts: Sequence[str]) -> None:
 
 def error(problem: MnetError) -> None:
     """Print an error: its details, then its message on one line."""
+    if settings.is_silent:
+        return
     lines = [*problem.details, f"mnet: error: {problem}"]
     with suppress(MachineError), _written(sys.stderr):  # closed: only the code is left
         sys.stderr.write("".join(printable(one) + "\n" for one in lines))

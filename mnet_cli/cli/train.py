@@ -1,11 +1,11 @@
 """`mnet train`."""
 
-import json
-import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ import typer
 from mnet_cli.cli import console
 from mnet_cli.cli.options import DeviceOption, OverrideOption, run_behind
 from mnet_cli.errors import RecipeError, UsageError, WeightsError
+from mnet_cli.system.process_group import join_group
 from mnet_cli.system.signals import StopSignal
 from mnet_cli.system.text import listing
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mnet_cli.models.freeze import StageRow
     from mnet_cli.models.weights import LoadReport
     from mnet_cli.recipe import Recipe
+    from mnet_cli.system.process_group import ProcessGroup
     from mnet_cli.training.batches import BatchSource, CacheUse
     from mnet_cli.training.events import BatchTrained, Column, Event, Row
     from mnet_cli.training.job import Job
@@ -61,26 +63,80 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the model that a recipe describes and save the best checkpoint."""
-    from mnet_cli.recipe import data_overrides, select_recipe
-
-    _refuse_launcher()
-    root = None
     if resume and out:
         advice = "Leave --out out: the run stays where it is"
         raise UsageError("--out", "given with --resume", next_step=advice)
     if recipe and recipe_option:
         advice = "Give one of the two"
         raise UsageError(f"--recipe {recipe_option}", f"given with {recipe}", next_step=advice)
-    recipe = recipe or recipe_option
+    asked = Asked(recipe or recipe_option, data, overrides or [], out, resume, device)
+    group = join_group()
+    if not group.is_main:
+        console.settings.is_silent = True
+    with group:
+        _train(asked, group)
+
+
+@dataclass
+class Asked:
+    """What the command line asks for; see `train`."""
+
+    recipe: str | None
+    data: str | None
+    overrides: list[str]
+    out: Path | None
+    resume: Path | None
+    device: str
+
+
+def _train(asked: Asked, group: "ProcessGroup") -> None:
+    """Train with all processes of a group; process 0 alone prints and writes."""
+    job: Job | None
+    if group.size == 1:
+        job = _prepare(asked, group)
+    else:
+        from mnet_cli.training.prepare import share_job
+
+        job = share_job(group, lambda: _prepare(asked, group))
+    if job is None:
+        return
+
+    from mnet_cli.training.summary import failure_in_summary, summarize, write_results
+    from mnet_cli.training.trainer import Trainer
+
+    if not group.is_main:
+        Trainer(job).fit()
+        return
+    console.note(_machine_line(job))
+    subscribers: list[Callable[[Event], None]] = []
+    if job.recipe.output.tensorboard:
+        from mnet_cli.report.tensorboard import EpochWriter
+
+        subscribers.append(EpochWriter(job.run / "tensorboard"))
+    with _saying_how_to_resume(job.run), failure_in_summary(job):
+        with EpochConsole(job) as epoch_console:
+            state = Trainer(job, [epoch_console, *subscribers]).fit()
+        _write_report(job, state, summarize(job, state))
+        summary = write_results(job, state)  # last: with it the run is complete
+    console.show(summary, lambda: _show_summary(job.run, summary))
+
+
+def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
+    """Turn the command line into a job; None if the run that it names is complete."""
+    from mnet_cli.recipe import data_overrides, select_recipe
+
+    root, out = None, asked.out
+    recipe, data, overrides = asked.recipe, asked.data, asked.overrides
+    resume = asked.resume or _restarted(asked, group)
     if resume:
+        out = None
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
-        resolved = _recipe_of(resume, recipe, data_overrides(overrides or (), data))
-        if (resume / "summary.json").is_file():
-            _show_complete(resume)
-            return
+        resolved = _recipe_of(resume, recipe, data_overrides(overrides, data))
+        if _show_complete(resume):
+            return None
         root = _data_of(resume, resolved)
     elif recipe or data:
-        resolved = select_recipe(recipe, overrides or (), data)
+        resolved = select_recipe(recipe, overrides, data)
         if not recipe:
             console.note(f"recipe: v2_flowers, the default, with data.root: {data}")
     else:
@@ -95,12 +151,10 @@ def train(
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
-    from mnet_cli.training.summary import summarize, write_results
-    from mnet_cli.training.trainer import Trainer
 
-    chosen = choose_device(device)
+    chosen = choose_device(asked.device)
     if resolved.output.tensorboard:
-        from mnet_cli.report.tensorboard import EpochWriter, require_tensorboard
+        from mnet_cli.report.tensorboard import require_tensorboard
 
         require_tensorboard()  # before anything is made
     if not resume:
@@ -121,9 +175,16 @@ def train(
         if resume:
             job = resume_job(resolved, images, chosen, resume, on_progress)
         else:
-            job = prepare_job(resolved, images, chosen, out, on_progress)
+            job = prepare_job(resolved, images, chosen, out, on_progress, group.launch)
     if job.resume_state:
-        console.note(f"resumed: {job.run} at step {job.resume_state.training['step']:,}")
+        training = job.resume_state.training
+        console.note(f"resumed: {job.run} at step {training['step']:,}")
+        before = training["history"].get("processes", 1)  # files of earlier versions lack it
+        if before != group.size:
+            console.note(
+                f"note: the number of processes was {before} and is {group.size} now; the network "
+                "stays the same but for the order in which numbers are added"
+            )
     else:
         _show_weights(job.weights)
         if job.weights is None and any(phase.freeze != "none" for phase in resolved.phases):
@@ -133,17 +194,25 @@ def train(
             )
     if job.note:
         console.note(f"note: {job.note}")
+    return job
 
-    console.note(_machine_line(job))
-    subscribers: list[Callable[[Event], None]] = []
-    if resolved.output.tensorboard:
-        subscribers.append(EpochWriter(job.run / "tensorboard"))
-    with _saying_how_to_resume(job.run):
-        with EpochConsole(job) as epoch_console:
-            state = Trainer(job, [epoch_console, *subscribers]).fit()
-        _write_report(job, state, summarize(job, state))
-        summary = write_results(job, state)  # last: with it the run is complete
-    console.show(summary, lambda: _show_summary(job.run, summary))
+
+def _restarted(asked: Asked, group: "ProcessGroup") -> Path | None:
+    """The run that an earlier start of this launch has made; None at the first start."""
+    if not group.restarts or not (asked.recipe or asked.data):
+        return None
+
+    from mnet_cli.recipe import select_recipe
+    from mnet_cli.training.run_directory import find_launched
+
+    root = asked.out or Path(select_recipe(asked.recipe, asked.overrides, asked.data).output.root)
+    run = find_launched(root, group.launch)
+    if run and not (run / "recipe.yaml").exists():  # it was killed before it had begun
+        shutil.rmtree(run, ignore_errors=True)
+        return None
+    if run:
+        console.note(f"start {group.restarts + 1} of this launch: {run} is resumed")
+    return run
 
 
 class EpochConsole:
@@ -208,17 +277,6 @@ class EpochConsole:
             self.images(done, total)
 
 
-def _refuse_launcher() -> None:
-    """Refuse to be one of the processes that torchrun and others start for one training."""
-    processes = os.environ.get("WORLD_SIZE", "")
-    if processes.isdecimal() and int(processes) > 1:
-        raise UsageError(
-            f"WORLD_SIZE={processes}",
-            f"{processes} processes were started, and each would train a run of its own",
-            next_step="Start mnet train without torchrun, or unset WORLD_SIZE",
-        )
-
-
 @contextmanager
 def _saying_how_to_resume(run: Path) -> Iterator[None]:
     """Let a signal's message say where the run's state is, and how it goes on."""
@@ -231,11 +289,16 @@ def _saying_how_to_resume(run: Path) -> Iterator[None]:
         raise
 
 
-def _show_complete(run: Path) -> None:
-    """Say that a run has ended, and how."""
+def _show_complete(run: Path) -> bool:
+    """If a run has ended, say so and how."""
+    from mnet_cli.training.summary import read_summary
+
+    summary = read_summary(run)
+    if summary is None:
+        return False
     console.note(f"already complete: {run}")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     console.show(summary, lambda: _show_summary(run, summary))
+    return True
 
 
 def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Recipe":
@@ -285,7 +348,8 @@ def _machine_line(job: "Job") -> str:
     import torch
 
     workers = f"{job.workers} workers" if job.workers else "no workers"
-    return f"device: {job.device}, {torch.get_num_threads()} threads, {workers} for images"
+    computes = f"device: {job.device}, {torch.get_num_threads()} threads, {workers} for images"
+    return f"{job.group.size} processes, each with {computes}" if job.group.size > 1 else computes
 
 
 def _show_weights(weights: "LoadReport | None") -> None:

@@ -14,9 +14,10 @@ from mnet_cli.data.augment import PIXELS
 from mnet_cli.data.loader import JoinedViews, Key, ViewDataset, key_batches, load_views
 from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary
-from mnet_cli.features.cache import make_room, open_folder
+from mnet_cli.features.cache import cache_root, make_room, open_folder
 from mnet_cli.features.store import Keys, Rows, open_rows, record_type, row_keys, write_shard
 from mnet_cli.system.machine import BATCH
+from mnet_cli.system.process_group import ProcessGroup
 
 SHARD = 32_000_000  # bytes; a kill loses no more than these
 ATTEMPTS = 4  # to find all rows there: another process may clear the cache meanwhile
@@ -90,41 +91,54 @@ def cached_features(
     workers: int,
     device: torch.device,
     on_progress: Progress | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[Features]:
     """Find activations in the cache, and compute those that are missing.
 
     What was computed stays when this is interrupted, up to the last `SHARD` bytes.
 
+    Each process of a group computes a part of what is missing; those that have a cache folder
+    of their own, as on another machine, compute all that is missing there.
+
     Args:
         requests: All that one phase of training needs; their boundaries differ in precision alone.
         workers: Processes that compute; 0 computes in this one.
         device: Where the frozen part runs.
-        on_progress: Called with (done, total) views that had to be computed.
+        on_progress: Called with (done, total) views that this process had to compute.
+        group: The processes, all of which must call this; None for this one alone.
 
     Raises:
         DataError: An image has become unreadable or another one.
         MachineError: The cache cannot be written, or is too small for all requests.
     """
+    group = group or ProcessGroup()
     found = [_look_up(one) for one in requests]
     fresh = [int((there.index < 0).sum()) for there in found]
-    if any(fresh):
-        needed = sum(n * one.record.itemsize for n, one in zip(fresh, requests, strict=True))
-        in_all = sum(
-            there.index.size * one.record.itemsize
-            for there, one in zip(found, requests, strict=True)
-        )
-        make_room([there.folder for there in found], needed, in_all)
-    for _ in range(ATTEMPTS):
+    with group.sharing(cache_root()) as (place, count):
+        if any(fresh) and not place:
+            needed = sum(n * one.record.itemsize for n, one in zip(fresh, requests, strict=True))
+            in_all = sum(
+                there.index.size * one.record.itemsize
+                for there, one in zip(found, requests, strict=True)
+            )
+            make_room([there.folder for there in found], needed, in_all)
+    for attempt in range(ATTEMPTS):
         # What is missing, or deleted by the time it is read: images, places of view numbers.
         missing = [np.argwhere(there.index.T < 0) for there in found]
-        if not any(map(len, missing)):
+        if not any(group.gather(sum(map(len, missing)))):
             return [replace(there, fresh=n) for there, n in zip(found, fresh, strict=True)]
+        # What another process was to compute and has not is computed by this one.
+        parts = (
+            [pairs[pairs[:, 0] % count == place] for pairs in missing] if not attempt else missing
+        )
         folders = [there.folder for there in found]
-        _compute(requests, missing, folders, workers, device, on_progress)
-        for place, one in enumerate(requests):
-            if len(missing[place]):
-                del found[place]  # closes its files before they are opened again
-                found.insert(place, _look_up(one))
+        if any(map(len, parts)):
+            _compute(requests, parts, folders, workers, device, on_progress)
+        group.barrier()
+        for number, one in enumerate(requests):
+            if len(missing[number]):
+                del found[number]  # closes its files before they are opened again
+                found.insert(number, _look_up(one))
     raise MachineError(
         str(found[0].folder),
         "its files are deleted as soon as they are written",

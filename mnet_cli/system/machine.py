@@ -10,10 +10,14 @@ SPARE_FILES = 100  # reserved for images, checkpoints and the pipes of worker pr
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of CPU cores that this process may use.
+
+    The processes that a launcher such as torchrun starts on a machine share its cores equally.
+    """
+    known = hasattr(os, "sched_getaffinity")
+    available = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, available // max(1, int(processes))) if processes.isdecimal() else available
 
 
 def allow_open_files(count: int) -> int:

@@ -34,6 +34,9 @@ class StopSignal(BaseException):
         self.number = signal.Signals(number)
         self.next_step = ""
 
+    def __str__(self) -> str:
+        return f"{self.number.name}: stopped"
+
     @property
     def exit_code(self) -> int:
         """What shells give a process that the signal has ended."""
@@ -92,6 +95,11 @@ class DeferredSignals:
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
+
+    @property
+    def waiting(self) -> int | None:
+        """The signal that has waited longest of those that end the command; None without one."""
+        return next((number for number, _ in self._waiting if number in STOP_SIGNALS), None)
 
     @contextmanager
     def defer(self) -> Iterator[None]:

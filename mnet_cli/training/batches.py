@@ -15,14 +15,33 @@ from mnet_cli.errors import MachineError
 from mnet_cli.features.boundary import Boundary, find_boundary
 from mnet_cli.features.extract import FeatureRequest, Features, cached_features
 from mnet_cli.inference.evaluate import Evaluation, evaluate, score, summarize_logits
-from mnet_cli.inference.metrics import Predictions
+from mnet_cli.inference.metrics import Predictions, join_predictions
 from mnet_cli.models.forward import Forward, TorchForward, is_own
 from mnet_cli.models.freeze import frozen_title, split_frozen
 from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.system.machine import BATCH, cores
+from mnet_cli.system.process_group import ProcessGroup
+from mnet_cli.training.distributed import Part, images_of, part_of
 from mnet_cli.training.job import Job
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A batch of one training step.
+
+    Attributes:
+        inputs: Of the trained module (n, …): the images of `part`, with the one before the first
+            in front of them where images are mixed.
+        labels: Of the global batch (N,).
+        part: What this process has of it.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    part: Part
+
+
+Batches = Iterable[TrainBatch]
 Progress = Callable[[int, int], None]
 
 # `cached_views: auto` where only the classifier learns: MAX_VIEWS views an image, and fewer where
@@ -61,15 +80,18 @@ class BatchSource(Protocol):
         steps: Batches of an epoch.
         cache: What came from the cache; None where it is not used.
         note: What is unusual about it; empty if nothing is.
+        is_shared: Whether each process takes a part of every batch; otherwise process 0 trains
+            alone.
     """
 
     module: nn.Module
     steps: int
     cache: CacheUse | None
     note: str
+    is_shared: bool
 
     def batches(self, epoch: int, start: int) -> Batches:
-        """Give an epoch's inputs of `module` (N, …) and labels (N,).
+        """Give this process's parts of an epoch's batches.
 
         Args:
             epoch: Counted from 1; to be called with each epoch of the phase in turn.
@@ -95,6 +117,7 @@ class LiveBatches:
     module: nn.Module
     below: OnnxForward | TorchForward | None
     cache: CacheUse | None = None
+    is_shared = True
 
     def __init__(
         self,
@@ -113,15 +136,26 @@ class LiveBatches:
             self.below = job.compile(front)
             self.note = note or self.below.note
         first, done = start
+        self.order, self.is_mixed = order, bool(job.recipe.train.mixup or job.recipe.train.cutmix)
         keys = chain.from_iterable(map(order.keys, range(first, epochs.stop)))
-        # The workers go on from one epoch to the next without a pause.
-        self.stream = load_views(
-            job.train_views(), islice(keys, done, None), job.workers, job.device, self.below
+        mine = (
+            [batch[place] for place in self._places(part_of(len(batch), job.group))]
+            for batch in islice(keys, done, None)
         )
+        # The workers go on from one epoch to the next without a pause.
+        self.stream = load_views(job.train_views(), mine, job.workers, job.device, self.below)
 
-    def batches(self, epoch: int, start: int) -> Batches:
+    def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """As in `BatchSource`."""
-        return islice(self.stream, self.steps - start)
+        labels = torch.as_tensor(self.job.data.splits["train"].labels)
+        for keys in islice(self.order.keys(epoch), start, None):
+            inputs, _ = next(self.stream)
+            images = [index for _, index in keys]
+            yield TrainBatch(inputs, labels[images], part_of(len(keys), self.job.group))
+
+    def _places(self, part: Part) -> list[int]:
+        """The places in a batch of the images that this process loads."""
+        return part.indices(part.extra if self.is_mixed else 0)
 
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
         """As in `BatchSource`."""
@@ -133,16 +167,21 @@ class LiveBatches:
     def _score(self, classify: Forward, on_progress: Progress) -> Evaluation:
         job, val = self.job, self.job.data.splits["val"]
         on_cpu = job.device.type == "cpu"
-        return evaluate(
-            classify,
-            job.preprocess,
-            job.data.files("val"),
-            val.labels,
-            job.data.class_names,
-            batch_size=BATCH if on_cpu else job.recipe.data.batch_size,
-            parallel=on_cpu,
-            on_progress=on_progress,
-        )
+
+        def predict(images: range) -> Predictions:
+            some = val.take(np.isin(np.arange(len(val)), images))
+            return evaluate(
+                classify,
+                job.preprocess,
+                some,
+                some.labels,
+                job.data.class_names,
+                batch_size=BATCH if on_cpu else job.recipe.data.batch_size,
+                parallel=on_cpu,
+                on_progress=on_progress,
+            ).predictions
+
+        return score_together(job, predict)
 
 
 class CachedBatches:
@@ -180,7 +219,10 @@ class CachedBatches:
             job.workers,
             job.device,
             on_features,
+            job.group,
         )
+        # A head on pooled features takes longer to tell others of than to train.
+        self.is_shared = boundary.is_map
         self.cache: CacheUse | None = CacheUse(
             boundary=boundary.network["title"],
             views=len(self.views),
@@ -189,32 +231,52 @@ class CachedBatches:
             row_bytes=boundary.row_bytes,
         )
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """As in `BatchSource`."""
         labels = torch.as_tensor(self.job.data.splits["train"].labels)
         view = self.views.index(self.view_of[epoch])
+        group = self.job.group if self.is_shared else ProcessGroup()
         for keys in islice(self.order.keys(epoch), start, None):
             images = np.asarray([index for _, index in keys])
-            yield torch.from_numpy(self.train.take(view, images)), labels[images]
+            part = part_of(len(images), group)
+            rows = self.train.take(view, images[part.start : part.stop])
+            yield TrainBatch(torch.from_numpy(rows), labels[images], part)
 
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
         """As in `BatchSource`; on every core."""
         forward = self.job.compile_above(module)
         labels, val = self.job.data.splits["val"].labels, self.val
-        starts = range(0, len(labels), BATCH)
 
-        def predict(start: int) -> Predictions:
-            return _predictions(forward, val, labels, start)
+        def predict(images: range) -> Predictions:
+            starts = images[::BATCH]
+            with ThreadPoolExecutor(cores()) as pool:
+                blocks = pool.map(lambda start: _predictions(forward, val, labels, start), starts)
+                return join_predictions(counted(starts, blocks))
 
-        def counted(blocks: Iterable[Predictions]) -> Iterator[Predictions]:
+        def counted(starts: range, blocks: Iterable[Predictions]) -> Iterator[Predictions]:
             for start, block in zip(starts, blocks, strict=True):
                 yield block
                 on_progress(min(start + BATCH, len(labels)), len(labels))
 
-        with ThreadPoolExecutor(cores()) as pool:
-            blocks = counted(pool.map(predict, starts))
-            data = self.job.data
-            return score(blocks, labels, data.class_names, data.files("val"))
+        return score_together(self.job, predict, is_shared=self.is_shared)
+
+
+def score_together(
+    job: Job, predict: Callable[[range], Predictions], *, is_shared: bool = True
+) -> Evaluation:
+    """Score the validation images, each by one process; all get the same `Evaluation`.
+
+    Args:
+        job: The run.
+        predict: Classifies the images at some indices, at least one.
+        is_shared: Each process takes a part of the images, and all must call this.
+    """
+    data, labels = job.data, job.data.splits["val"].labels
+    group = job.group if is_shared else ProcessGroup()
+    mine = images_of(len(labels), group)
+    blocks = group.gather(predict(mine) if len(mine) else None)
+    found = [block for block in blocks if block is not None]
+    return score(found, labels, data.class_names, data.files("val"))
 
 
 def _predictions(
@@ -263,7 +325,7 @@ def choose_source(
             if views:
                 return CachedBatches(job, order, boundary, views, on_features)
         except MachineError as error:
-            if cached_views != "auto" or cached:
+            if cached_views != "auto" or cached or job.group.size > 1:
                 raise
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.

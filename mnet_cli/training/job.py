@@ -1,6 +1,6 @@
 """A training run that is ready to start: recipe, data, model and run directory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mnet_cli.models.onnx_forward import OnnxForward
 from mnet_cli.models.weights import LoadReport
 from mnet_cli.recipe import Recipe
 from mnet_cli.system.machine import cores
+from mnet_cli.system.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Job:
         weights: What became of the weights; None for random initialization.
         device: Where to train.
         run: The run directory.
-        lock: Locks the run directory for this process.
+        lock: Locks the run directory for process 0 of the group.
         resume_state: The `last.pt` of an earlier process; None for a new run.
         note: What is unusual about the run directory; empty if nothing is.
+        group: The processes that train.
     """
 
     recipe: Recipe
@@ -46,9 +48,10 @@ class Job:
     weights: LoadReport | None
     device: torch.device
     run: Path
-    lock: FileLock
+    lock: FileLock | None
     resume_state: Checkpoint | None = None
     note: str = ""
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
     @property
     def workers(self) -> int:

@@ -1,12 +1,13 @@
 """From a recipe to a job: data, model and weights, and a new run directory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from mnet_cli.data.class_indices import write_class_indices
 from mnet_cli.data.dataset import DataSet, open_dataset
@@ -20,6 +21,7 @@ from mnet_cli.models.registry import build_model
 from mnet_cli.models.weights import FoundWeights, LoadReport, find_weights, load_matching
 from mnet_cli.recipe import Recipe, dump_recipe
 from mnet_cli.system.atomic import atomic_write, write_csv
+from mnet_cli.system.process_group import ProcessGroup
 from mnet_cli.system.text import listing
 from mnet_cli.training.job import Job
 from mnet_cli.training.run_directory import (
@@ -28,6 +30,7 @@ from mnet_cli.training.run_directory import (
     lock_run,
     point_latest,
     write_data_root,
+    write_launch,
 )
 
 Progress = Callable[[int, int], None]
@@ -118,6 +121,7 @@ def prepare_job(
     device: torch.device,
     out: Path | None = None,
     on_progress: Progress | None = None,
+    launch: str = "",
 ) -> Job:
     """Build the model, load its weights and make the run directory.
 
@@ -129,14 +133,46 @@ def prepare_job(
         device: Where to train.
         out: The run directory; None for a new one under the recipe's `output`.
         on_progress: Called with (done, total) bytes while weights are downloaded.
+        launch: Of the processes that train; see `ProcessGroup`.
 
     Raises:
         RecipeError, WeightsError, MachineError, UsageError: See the parts.
     """
     model, model_args, preprocess, weights = prepare_model(recipe, data.class_names, on_progress)
     _check_phases(recipe, model)
-    run, lock, note = prepare_run(recipe, data, out)
+    run, lock, note = prepare_run(recipe, data, out, launch)
     return Job(recipe, data, model, model_args, preprocess, weights, device, run, lock, note=note)
+
+
+def share_job(group: ProcessGroup, prepare: Callable[[], Job | None]) -> Job | None:
+    """Prepare a job in process 0 alone, and give it to all processes of a group.
+
+    Args:
+        group: The processes, all of which must call this.
+        prepare: Gives the job, or None if there is nothing to do.
+
+    Returns:
+        The job, with the group and the device of this process.
+    """
+    own: Job | None = None
+
+    def parts() -> tuple[Job, dict[str, Tensor]] | None:
+        nonlocal own
+        own = prepare()
+        # A network of another package may be one that cannot be pickled.
+        if own is None:
+            return None
+        return replace(own, model=nn.Module(), lock=None), own.model.state_dict()
+
+    shared = group.from_main(parts)
+    if shared is None:
+        return None
+    job, tensors = shared
+    if own is None:
+        model = build_model(job.recipe.model.arch, len(job.data.class_names), **job.model_args)
+        model.load_state_dict(tensors)
+        own = replace(job, model=model)
+    return replace(own, group=group, device=group.device(own.device))
 
 
 def _check_phases(recipe: Recipe, model: nn.Module) -> None:
@@ -157,7 +193,7 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
 
 
 def prepare_run(
-    recipe: Recipe, data: DataSet, out: Path | None = None
+    recipe: Recipe, data: DataSet, out: Path | None = None, launch: str = ""
 ) -> tuple[Path, FileLock, str]:
     """Make the run directory, lock it, and write what is known before training.
 
@@ -171,6 +207,8 @@ def prepare_run(
     root, name = Path(recipe.output.root), recipe.output.name or recipe.model.arch
     run = claim_run(out) if out else create_run(root, name)
     lock = lock_run(run)
+    if launch:
+        write_launch(run, launch)
     note = point_latest(root, run)
     write_known(run, recipe, data)
     return run, lock, note

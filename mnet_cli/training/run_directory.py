@@ -19,6 +19,7 @@ LONGEST = 5000  # characters of it that are read
 DATA = "data.json"  # where the run's data set is
 LOCK = ".lock"  # locked by the process that trains, and never read: Windows would not permit it
 OWNER = ".owner"  # which process that is
+LAUNCH = ".launch"  # which launch of several processes made it
 
 
 def create_run(root: Path, name: str) -> Path:
@@ -52,12 +53,31 @@ def claim_run(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A process that was killed at its very start may have left its lock.
-        empty = all(path.name in (LOCK, OWNER) for path in folder.iterdir())
+        empty = all(path.name in (LOCK, OWNER, LAUNCH) for path in folder.iterdir())
     except OSError as error:
         raise _not_writable(folder, error) from error
     if not empty:
         raise UsageError(f"--out {folder}", "not empty", next_step="Name a new or empty folder")
     return folder
+
+
+def write_launch(folder: Path, launch: str) -> None:
+    """Record which launch of several processes made a run directory."""
+    try:
+        # Not by a temporary name: one that a killed process leaves behind would fill the folder.
+        (folder / LAUNCH).write_text(launch, encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def find_launched(root: Path, launch: str) -> Path | None:
+    """The newest run directory below `root`, or `root` itself, that a launch made; None without."""
+    found = []
+    for path in (*root.glob(LAUNCH), *root.glob(f"*/{LAUNCH}")):
+        with suppress(OSError):
+            if path.read_text(encoding="utf-8") == launch and not path.parent.is_symlink():
+                found.append((path.stat().st_mtime_ns, path.parent))
+    return max(found)[1] if found else None
 
 
 def lock_run(folder: Path) -> FileLock:

@@ -176,6 +176,7 @@ def as_last(
             "seconds": progress.seconds,
         },
         "history": {
+            "processes": job.group.size,
             "rows": [dict(row) for row in state.rows],
             "phase": state.phase,
             "phase_start": state.phase_start,

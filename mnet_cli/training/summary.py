@@ -1,25 +1,60 @@
 """What a finished run tells scripts: `summary.json`."""
 
+import json
 import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mnet_cli import __version__
 from mnet_cli.data.class_indices import CLASS_INDICES
+from mnet_cli.errors import MnetError
 from mnet_cli.system.atomic import write_json
 from mnet_cli.system.hashing import file_sha256
+from mnet_cli.system.signals import StopSignal
 from mnet_cli.training.job import Job
 from mnet_cli.training.state import TrainState
+
+SUMMARY = "summary.json"
 
 
 def write_results(job: Job, state: TrainState) -> dict[str, Any]:
     """Write `summary.json` into the run directory and return its content."""
     summary = summarize(job, state)
-    write_json(job.run / "summary.json", summary)
+    write_json(job.run / SUMMARY, summary)
     return summary
+
+
+@contextmanager
+def failure_in_summary(job: Job) -> Iterator[None]:
+    """Write why the block failed into `summary.json`, where a launcher started several processes.
+
+    The launcher's own exit code says only that one of them failed.
+    """
+    try:
+        yield
+    except (MnetError, StopSignal, KeyboardInterrupt) as error:
+        if job.group.size > 1 and job.group.is_main:
+            stop = StopSignal(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else error
+            reason = {"run": job.run.name, "exit_code": stop.exit_code, "error": str(stop)}
+            with suppress(MnetError):
+                write_json(job.run / SUMMARY, reason)
+        raise
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None if the run is not finished."""
+    try:
+        summary: dict[str, Any] = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return None if summary.get("exit_code") else summary
 
 
 def summarize(job: Job, state: TrainState) -> dict[str, Any]:
@@ -28,6 +63,7 @@ def summarize(job: Job, state: TrainState) -> dict[str, Any]:
     train_seconds = sum(1 / row["images_per_second"] for row in state.rows)
     return {
         "run": job.run.name,
+        "exit_code": 0,
         "arch": job.recipe.model.arch,
         "width_mult": job.recipe.model.width_mult,
         "class_names": list(job.data.class_names),
@@ -55,6 +91,7 @@ def summarize(job: Job, state: TrainState) -> dict[str, Any]:
         "cache": [asdict(use) for use in state.caches],
         "frozen": {"tensors": state.frozen, "moved": state.moved},
         "device": str(job.device),
+        "processes": job.group.size,
         "threads": torch.get_num_threads(),
         "versions": {
             "mnet": __version__,

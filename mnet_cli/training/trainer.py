@@ -1,8 +1,9 @@
 """The training loop: phases, epochs, steps. It emits events and never prints."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_
 from mnet_cli.recipe import Phase
 from mnet_cli.system.atomic import write_csv
 from mnet_cli.system.signals import DeferredSignals, StopSignal
-from mnet_cli.training.batches import BatchSource, choose_source
+from mnet_cli.training.batches import BatchSource, TrainBatch, choose_source
+from mnet_cli.training.distributed import Share, in_lockstep, share_of, sum_gradients
 from mnet_cli.training.events import (
     COLUMNS,
     BatchTrained,
@@ -76,8 +78,10 @@ class Trainer:
     names: list[str]
 
     def __init__(self, job: Job, subscribers: Sequence[Subscriber] = ()) -> None:
-        self.job = job
+        self.job, self.group = job, job.group
         self.subscribers: tuple[Subscriber, ...] = (MetricsFile(job.run), *subscribers)
+        if not self.group.is_main:
+            self.subscribers = ()  # one process tells and writes
         self.state = restore_state(job)
         self.signals = DeferredSignals()
         self.order = EpochBatches(
@@ -144,8 +148,26 @@ class Trainer:
         self.names = part_names(model, self.source.module)
         if resumed:
             restore_optimization(self.job, self.optimization, self.names, resumed.training)
-        self._run_epochs()
-        state.moved += moved(before, model)
+        if self.source.is_shared or self.group.is_main:
+            self._run_epochs()
+        if not self.source.is_shared:
+            self._follow_main()
+        self.state.moved += moved(before, model)
+
+    def _follow_main(self) -> None:
+        """Take over what process 0 has trained alone."""
+        if self.group.size == 1:
+            return
+        model, state = self.job.model, self.state
+
+        def result() -> tuple[TrainState, dict[str, Tensor]]:
+            assert state.best is not None, "a phase has at least one epoch"
+            return replace(state, best=replace(state.best, images=())), model.state_dict()
+
+        found, tensors = self.group.from_main(result)
+        if not self.group.is_main:
+            self.state = found
+            model.load_state_dict(tensors)
 
     def _run_epochs(self) -> None:
         try:
@@ -213,16 +235,22 @@ class Trainer:
         started = time.monotonic() - progress.seconds
         due = time.monotonic() + period
         set_train_mode(self.job.model)
-        for inputs, labels in self.source.batches(epoch, len(progress)):
-            with self.signals.defer():  # a step is taken whole or not at all
-                self._is_consistent = False
-                self.step(inputs, labels)
-                progress.seconds = time.monotonic() - started
-                self._is_consistent = True
-            self.emit(BatchTrained(epoch, len(progress), steps, progress))
-            if time.monotonic() >= due:
-                self.save_checkpoint()
-                due = time.monotonic() + period
+        together = self.group.size > 1 and self.source.is_shared
+        # Processes that take steps together look for signals together, between two of them.
+        with self.signals.defer() if together else nullcontext():
+            batches: Iterable[TrainBatch] = self.source.batches(epoch, len(progress))
+            if together:
+                batches = in_lockstep(batches, self.group, self.signals)
+            for batch in batches:
+                with self.signals.defer():  # a step is taken whole or not at all
+                    self._is_consistent = False
+                    self.step(batch)
+                    progress.seconds = time.monotonic() - started
+                    self._is_consistent = True
+                self.emit(BatchTrained(epoch, len(progress), steps, progress))
+                if time.monotonic() >= due:
+                    self.save_checkpoint()
+                    due = time.monotonic() + period
         # One look at the losses an epoch: a look at each step would wait for the GPU each time.
         values = torch.stack(progress.losses).cpu().double()
         progress.seconds = time.monotonic() - started  # now that the device has done all its steps
@@ -230,9 +258,9 @@ class Trainer:
         counts = torch.tensor(progress.counts)
         return float((values * counts).sum() / counts.sum()), progress.lrs[-1]
 
-    def step(self, inputs: Tensor, labels: Tensor) -> None:
-        """Learn from one batch: inputs (N, …) of the trained module, and labels (N,)."""
-        train, device, state, part = (
+    def step(self, batch: TrainBatch) -> None:
+        """Learn from one batch."""
+        train, device, state, learning = (
             self.job.recipe.train,
             self.job.device,
             self.state,
@@ -240,29 +268,42 @@ class Trainer:
         )
         number = len(state.rows) * self.source.steps + len(state.progress) + 1  # of the run
         seed_torch(seed_of(train.seed, number), device)  # dropout and mixing, for any source
-        inputs, labels = to_device(inputs, device), to_device(labels, device)
-        if part.mix:
-            inputs, labels = part.mix(inputs, labels)
+        inputs, labels = to_device(batch.inputs, device), to_device(batch.labels, device)
+        together = self.group.size > 1 and self.source.is_shared
+        share = Share(nullcontext(), 1.0)
+        if together:
+            is_mixed = learning.mix is not None
+            share = share_of(batch.part, self.group, learning.criterion, labels, mixed=is_mixed)
+            labels = labels[batch.part.indices(batch.part.extra if is_mixed else 0)]
+        if learning.mix:
+            inputs, labels = learning.mix(inputs, labels)
+            inputs, labels = inputs[batch.part.extra :], labels[batch.part.extra :]
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=image_format(device))
-        with torch.autocast(device.type, enabled=train.amp):
-            loss = part.criterion(part.module(inputs), labels)
-        part.scaler.scale(loss).backward()
+        with torch.autocast(device.type, enabled=train.amp), share.forward:
+            loss = learning.criterion(learning.module(inputs), labels)
+        if together:
+            loss = loss * share.weight
+        learning.scaler.scale(loss).backward()
+        if together:
+            loss = sum_gradients(learning.module, loss, self.group)
         if train.clip_grad_norm:
-            part.scaler.unscale_(part.optimizer)
-            nn.utils.clip_grad_norm_(part.module.parameters(), train.clip_grad_norm)
-        part.scaler.step(part.optimizer)
-        part.scaler.update()
-        part.optimizer.zero_grad(set_to_none=True)
+            learning.scaler.unscale_(learning.optimizer)
+            nn.utils.clip_grad_norm_(learning.module.parameters(), train.clip_grad_norm)
+        learning.scaler.step(learning.optimizer)
+        learning.scaler.update()
+        learning.optimizer.zero_grad(set_to_none=True)
         state.progress.losses.append(loss.detach())
-        state.progress.lrs.append(float(part.scheduler.get_last_lr()[0]))
-        state.progress.counts.append(len(inputs))
-        part.scheduler.step()
-        if part.ema:
-            part.ema.update(part.module)
+        state.progress.lrs.append(float(learning.scheduler.get_last_lr()[0]))
+        state.progress.counts.append(batch.part.total)
+        learning.scheduler.step()
+        if learning.ema:
+            learning.ema.update(learning.module)
 
     def save_checkpoint(self) -> None:
         """Write `last.pt`, unless the weights are not finite: then the good one stays."""
+        if not self.group.is_main:
+            return
         losses, weights = self.state.progress.losses, self.optimization.module.parameters()
         if losses and not torch.stack(losses).isfinite().all():
             return
@@ -274,11 +315,14 @@ class Trainer:
         save_checkpoint(self.job.run / "last.pt", last)
 
     def emit(self, event: Event) -> None:
-        """Tell every subscriber."""
+        """Tell every subscriber, unless another process has failed: then raise its error."""
+        self.group.check()
         for subscriber in self.subscribers:
             subscriber(event)
 
     def _save_best(self) -> None:
+        if not self.group.is_main:
+            return
         assert self.state.best is not None, "it was scored"
         metrics: dict[str, Any] = {"epoch": self.state.best_epoch, **self.state.best.figures()}
         learned = named_tensors(self.names, self.optimization.averaged)
