@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -76,7 +76,10 @@ def train(
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
         resolved = _recipe_of(resume, recipe, data_overrides(overrides or (), data))
         if (resume / "summary.json").is_file():
+            from mnet_cli.report.trackers import log_complete
+
             _show_complete(resume)
+            log_complete(resolved, resume, _warn)
             return
         root = _data_of(resume, resolved)
     elif recipe or data:
@@ -92,6 +95,7 @@ def train(
         )
 
     from mnet_cli.models.device import choose_device
+    from mnet_cli.report.trackers import check_trackers, finish_trackers, open_trackers
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
@@ -99,10 +103,7 @@ def train(
     from mnet_cli.training.trainer import Trainer
 
     chosen = choose_device(device)
-    if resolved.output.tensorboard:
-        from mnet_cli.report.tensorboard import EpochWriter, require_tensorboard
-
-        require_tensorboard()  # before anything is made
+    check_trackers(resolved)
     if not resume:
         with console.bar("downloading", unit="B") as on_progress:
             download_data(resolved, console.note, on_progress)
@@ -135,14 +136,13 @@ def train(
         console.note(f"note: {job.note}")
 
     console.note(_machine_line(job))
-    subscribers: list[Callable[[Event], None]] = []
-    if resolved.output.tensorboard:
-        subscribers.append(EpochWriter(job.run / "tensorboard"))
+    trackers = open_trackers(resolved, job.run, _warn)
     with _saying_how_to_resume(job.run):
         with EpochConsole(job) as epoch_console:
-            state = Trainer(job, [epoch_console, *subscribers]).fit()
+            state = Trainer(job, [epoch_console, *trackers]).fit()
         _write_report(job, state, summarize(job, state))
         summary = write_results(job, state)  # last: with it the run is complete
+        finish_trackers(trackers)
     console.show(summary, lambda: _show_summary(job.run, summary))
 
 
@@ -206,6 +206,10 @@ class EpochConsole:
     def _show_scored(self, done: int, total: int) -> None:
         if time.monotonic() - self._scored >= 1 or self.images.is_shown:
             self.images(done, total)
+
+
+def _warn(text: str) -> None:
+    console.note(f"warning: {text}")
 
 
 def _refuse_launcher() -> None:
