@@ -13,7 +13,7 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,9 @@ class MlflowTracker:
             rows = missing[first : first + EPOCHS_A_CALL]
             self.client.log_batch(
                 self.run_id,
-                metrics=[metric(n, row[n], now, int(row["epoch"])) for row in rows for n in METRICS],
+                metrics=[
+                    metric(n, row[n], now, int(row["epoch"])) for row in rows for n in METRICS
+                ],
             )
             self._logged.update(int(row["epoch"]) for row in rows)
 

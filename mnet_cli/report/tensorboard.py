@@ -37,8 +37,8 @@ class EpochWriter:
     Each value but `epoch` becomes a scalar of its own name at that epoch, which can be seen in
     TensorBoard at once. A run that goes on writes its epochs again, into a new file that takes
     the place of the older ones: a process that was killed may have saved an epoch that its file
-    lacks, and no reader may find an epoch twice. An event file is a log that grows under its own name, so it is not
-    renamed into place; a reader leaves out a broken last record.
+    lacks, and no reader may find an epoch twice. An event file is a log that grows under its own
+    name, so it is not renamed into place; a reader leaves out a broken last record.
 
     Args:
         folder: Where the event file goes; made if it does not exist.
