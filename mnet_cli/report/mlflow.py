@@ -30,6 +30,7 @@ METRICS = tuple(column.name for column in COLUMNS if column.name != "epoch")
 EPOCHS_A_CALL = 100  # 700 metrics; a server takes up to 1,000
 LONGEST_PARAMETER = 6000  # characters that a server takes
 SHOWN = 200  # characters of a server's error
+GOES_ON = "Training goes on; what is missing is logged at its end"
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 QUERY = re.compile(r"\?.*")  # a signed address has its signature there
 DEFAULTS = {  # where the user has set nothing: a server that is down must not hold training up
@@ -90,8 +91,8 @@ class MlflowTracker:
 
     def __init__(self, recipe: Recipe, run: Path, warn: Callable[[str], None]) -> None:
         self.recipe, self.run, self.warn = recipe, run, warn
-        self.mlflow = require_mlflow()
-        self.client = self.mlflow.MlflowClient()
+        self.mlflow: Any = None
+        self.client: Any = None
         self.run_id = ""
         self.rows: Sequence[Row] = ()
         self._logged = set[int]()  # epochs
@@ -107,7 +108,7 @@ class MlflowTracker:
             case RunStarted():
                 self.rows = event.state.rows
                 self._start()
-                self._try(self._log_rows)
+                self._try(self._log_rows, GOES_ON)
             case EpochEnded():
                 # Signals wait until this event is over. The next one logs the epoch, so that a
                 # slow server does not keep a signal waiting.
@@ -115,31 +116,31 @@ class MlflowTracker:
             case RunEnded():
                 pass  # `finish` logs the rest
             case _:
-                self._try(self._log_rows)
+                self._try(self._log_rows, GOES_ON)
 
     def finish(self) -> None:
         """Log the epochs that are missing, the files and the model, and end the MLflow run."""
         if self._record().get("is_complete"):
             return
         self._is_behind = False
-        self._try(self._log_all)
+        again = f"mnet train --resume {shlex.quote(str(self.run))}"
+        self._try(self._log_all, f'To log what is missing, run "{again}"')
 
-    def _try(self, log: Callable[[], None]) -> None:
-        """Call `log`; if it fails, say so the first time and log nothing until the end."""
+    def _try(self, log: Callable[[], None], advice: str) -> None:
+        """Call `log`; if it fails, say so with the advice, and log nothing until the end."""
         if self._is_behind:
             return
         try:
             log()
         except Exception as error:  # training is worth more than any of them
             self._is_behind = True
-            self.warn(
-                f"mlflow: {_readable(error)}. Training goes on; what is missing is logged at the "
-                f'end, or by "mnet train --resume {shlex.quote(str(self.run))}"'
-            )
+            self.warn(f"mlflow: {_readable(error)}. {advice}.")
 
     def _start(self) -> None:
         """Find the MLflow run, or make one."""
+        self.mlflow = require_mlflow()
         try:
+            self.client = self.mlflow.MlflowClient()
             self.run_id = self._record().get("run_id", "")
             if self.run_id:
                 history = self.client.get_metric_history(self.run_id, METRICS[0])
