@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_run_is_logged_whole_and_its_model_predicts(server, tiny_recipe, tmp_p
     paths = [str(path) for path in sorted(photos.glob("val/*/0.jpg"))]
     assert run(["predict", *paths, "--checkpoint", "run", "--json", "--top", "3"]) == 0
     local = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    for images in (paths, [open(path, "rb").read() for path in paths]):
+    for images in (paths, [Path(path).read_bytes() for path in paths]):
         answer = model.predict(images)
         assert list(answer["class"]) == [row["class"] for row in local]
         assert list(answer["prob"]) == pytest.approx([row["prob"] for row in local], abs=1e-6)

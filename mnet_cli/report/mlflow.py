@@ -6,6 +6,7 @@ MLFLOW_EXPERIMENT_NAME. The module is also the loader of the model that is logge
 """
 
 import csv
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,7 @@ class MlflowTracker:
         name = self.recipe.output.name or self.recipe.model.arch
         with (
             warnings.catch_warnings(action="ignore"),  # about a signature: images have none
+            redirect_stderr(io.StringIO()),  # MLflow prints what it has registered
             self.mlflow.start_run(run_id=self.run_id, nested=True),
         ):
             self.mlflow.pyfunc.log_model(
