@@ -126,7 +126,7 @@ def test_a_run_is_logged_whole_and_its_model_predicts(server, tiny_recipe, tmp_p
     assert version.run_id == found.info.run_id
     model = mlflow.pyfunc.load_model("models:/tiny/1")
     paths = [str(path) for path in sorted(photos.glob("val/*/0.jpg"))]
-    assert run(["predict", *paths, "--checkpoint", "run", "--json", "--top", "3"]) == 0
+    assert run(["predict", *paths, "--checkpoint", "run", "--json", "--topk", "3"]) == 0
     local = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     for images in (paths, [Path(path).read_bytes() for path in paths]):
         answer = model.predict(images)
