@@ -23,6 +23,8 @@ echo "== import-linter"
 echo "== mypy"
 wait "$mypy" || { cat "$types"; exit 1; }
 cat "$types"
+rm "$types"
+trap - EXIT
 echo "== pytest"
 # Busy processes make idle OpenMP threads of others spin; passive waiting keeps the run short.
 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --dist worksteal "$@"
