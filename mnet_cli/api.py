@@ -1,11 +1,13 @@
 """The Python API: load a trained classifier, or train one.
 
-Use it as `mnet_cli.load` and `mnet_cli.train`. Nothing is printed. Errors that a user can fix are
+Use it as `mnet_cli.load` and `mnet_cli.train`. Nothing is printed; a tracker's
+server that fails during training is a Python warning. Errors that a user can fix are
 `MnetError`s (see `mnet_cli.errors`). While `train` runs in the main thread, it handles signals so
 that a step is never interrupted; the handlers are as before when it returns.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -283,6 +285,7 @@ def train(
     """
     from mnet_cli.models.device import choose_device
     from mnet_cli.recipe import as_overrides, select_recipe
+    from mnet_cli.report.trackers import check_trackers, finish_trackers, open_trackers
     from mnet_cli.system.process_group import join_group
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.events import EpochEnded, Event
@@ -304,6 +307,7 @@ def train(
         None if data is None else os.fspath(data),
     )
     chosen = choose_device(device)
+    check_trackers(resolved)
     download_data(resolved)
     resolved = with_validation(resolved)
     images = prepare_data(resolved)
@@ -314,7 +318,9 @@ def train(
             on_epoch(event.row)
 
     try:
-        summary = write_results(job, Trainer(job, [watch]).fit())
+        trackers = open_trackers(resolved, job.run, warnings.warn)
+        summary = write_results(job, Trainer(job, [watch, *trackers]).fit())
+        finish_trackers(trackers)
     finally:
         if job.lock:
             job.lock.release()

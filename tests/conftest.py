@@ -67,11 +67,17 @@ train: {epochs: 2, lr: 3.0e-3}
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_text(photos) -> str:
+    """The content of `tiny_recipe`."""
+    return TINY.replace("ROOT", str(photos))
+
+
 @pytest.fixture
-def tiny_recipe(tmp_path, photos) -> Path:
+def tiny_recipe(tmp_path, tiny_text) -> Path:
     """A recipe that trains a small random V2 on `photos` in a second."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.replace("ROOT", str(photos)), encoding="utf-8")
+    path.write_text(tiny_text, encoding="utf-8")
     return path
 
 

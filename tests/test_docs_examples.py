@@ -1,5 +1,6 @@
 """The package of docs/extending.md: it trains, exports and predicts as the page says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,22 @@ import pytest
 
 from mnet_cli.data.sample import draw_sample
 
+STORY = """\
+import json, sys
+from mnet_cli.cli import run
+for command in json.loads(sys.argv[1]):
+    assert run(command) == 0, command
+    print("@@", flush=True)
+"""
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs/examples"
 
 
 @pytest.fixture
 def mnet(tmp_path):
-    """Run mnet in `tmp_path`, where the package is installed as pip would install it."""
+    """Run commands in `tmp_path`, where the package is installed as pip would install it.
+
+    They run in one process: importing torch takes seconds. What each printed is returned.
+    """
     project = tomllib.loads((EXAMPLES / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     about = tmp_path / "site" / "mnet_examples-1.0.dist-info"
     about.mkdir(parents=True)
@@ -31,13 +42,18 @@ def mnet(tmp_path):
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
 
-    def run(command: str) -> str:
-        words = [sys.executable, "-c", "from mnet_cli.cli import main; main()", *command.split()]
+    def run(*commands: str) -> list[str]:
         result = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", STORY, json.dumps([command.split() for command in commands])],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
-        assert result.returncode == 0, result.stderr
-        return result.stdout + result.stderr
+        assert result.returncode == 0, result.stdout
+        return result.stdout.split("@@\n")[:-1]
 
     return run
 
@@ -47,18 +63,23 @@ def test_the_package_of_the_documentation_trains_exports_and_predicts(mnet, tmp_
     with ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in sorted((tmp_path / "drawn").glob("*/*/*.jpg")):
             archive.write(path, path.relative_to(tmp_path / "drawn"))
-    assert "SmallResNet" in mnet("info small_resnet --image-size 32")
     changes = {
         "model.arch": "small_resnet", "model.width_mult": 0.25, "model.weights": "none",
         "model.freeze": "features[:2]", "data.root": "photos.zip", "data.image_size": 32,
         "train.epochs": 2, "output.name": "small",
     }  # fmt: skip
     settings = " ".join(f"--set {key}={value}" for key, value in changes.items())
-    assert "20 train, 10 val" in mnet(f"train --recipe quickstart {settings}")
-    assert "small_resnet.onnxgz" in mnet("export runs/small --format onnx_gz")
-    drawn = "drawn/tulip.jpg"
-    checkpoint, exported = (
-        mnet(f"predict {drawn} --checkpoint runs/small/{name} --quiet")
-        for name in ("best.pt", "small_resnet.onnxgz")
+    info, trained, exported, of_checkpoint, of_file = mnet(
+        "info small_resnet --image-size 32",
+        f"train --recipe quickstart {settings}",
+        "export runs/small --format onnx_gz",
+        *(
+            f"predict drawn/tulip.jpg --checkpoint runs/small/{name} --quiet"
+            for name in ("best.pt", "small_resnet.onnxgz")
+        ),
     )
-    assert checkpoint == exported
+    assert "SmallResNet" in info
+    assert "20 train, 10 val" in trained
+    assert "small_resnet.onnxgz" in exported
+    assert "class: " in of_checkpoint
+    assert of_checkpoint == of_file

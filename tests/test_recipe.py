@@ -12,6 +12,7 @@ from mnet_cli.models.registry import find_architecture
 from mnet_cli.recipe import (
     Phase,
     Recipe,
+    dump_recipe,
     json_schema,
     parse_recipe,
 )
@@ -130,6 +131,7 @@ def test_every_form_of_freeze_is_read(written, value):
         ("train", "phases: []", "a list of phases"),
         ("output", "name: ../x", "a name without slashes"),
         ("output", "root: ''", "the path of a folder"),
+        ("output", "trackers: mlflow", "a list of tensorboard, mlflow or both"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key_and_range(name, line, expected):
@@ -143,6 +145,28 @@ def test_a_near_value_is_suggested():
     assert refusal(section("train", "monitor: macro_f")).endswith(
         'Did you mean "macro_f1"? Give top1, macro_f1 or loss.'
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "trackers"),
+    [
+        (["trackers: [mlflow, tensorboard]"], ("mlflow", "tensorboard")),
+        (["tensorboard: true"], ("tensorboard",)),
+        (["tensorboard: false"], ()),
+        (["tensorboard: false", "trackers: [mlflow]"], ("mlflow",)),
+    ],
+)
+def test_trackers_are_a_list_and_the_older_key_is_still_read(lines, trackers):
+    recipe = parse_recipe(section("output", *lines), "v2.yaml")
+    assert recipe.output.trackers == trackers
+    assert parse_recipe(dump_recipe(recipe), "again.yaml") == recipe
+    assert "tensorboard:" not in dump_recipe(recipe)
+
+
+def test_the_older_key_of_trackers_does_not_stand_beside_them():
+    text = section("output", "tensorboard: true", "trackers: [mlflow]")
+    assert "line 7, output.tensorboard: unknown key" in refusal(text)
+    assert 'Did you mean "tensorboard"?' in refusal(section("output", "trackers: [tensorbord]"))
 
 
 def test_an_unknown_key_names_the_nearest_one():

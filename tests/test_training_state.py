@@ -605,6 +605,19 @@ def test_what_cannot_be_resumed_is_said(arguments, code, said, tmp_path, capsys)
     assert said in capsys.readouterr().err
 
 
+SIGNALLED = ("train.epochs=6", "data.workers=2")
+
+
+@pytest.fixture(scope="module")
+def unsignalled(tmp_path_factory, tiny_text):
+    """The final state of the run that signals stop, when none does."""
+    folder = tmp_path_factory.mktemp("unsignalled")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(tiny_text, encoding="utf-8")
+    fit(begin(recipe, (*SIGNALLED, f"output.root={folder}"), folder / "whole"))
+    return final_state(folder / "whole")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize(
     ("number", "code", "group"),
@@ -615,12 +628,11 @@ def test_what_cannot_be_resumed_is_said(arguments, code, said, tmp_path, capsys)
         (signal.SIGHUP, 129, True),
     ],
 )
-def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_recipe, tmp_path):
-    settings = ("train.epochs=6", "data.workers=2")
-    whole = begin(tiny_recipe, settings, tmp_path / "whole")
-    fit(whole)
+def test_a_signal_leaves_a_checkpoint_to_resume_from(
+    number, code, group, unsignalled, tiny_recipe, tmp_path
+):
     out = tmp_path / "run"
-    sets = [part for value in settings for part in ("--set", value)]
+    sets = [part for value in SIGNALLED for part in ("--set", value)]
     command = ["train", "-r", str(tiny_recipe), *sets, "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command],
@@ -642,7 +654,7 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(number, code, group, tiny_r
     assert time.monotonic() - started < 10
     assert "Traceback" not in said
     assert mnet(["train", "--resume", str(out), "--quiet"]) == 0
-    assert final_state(out) == final_state(tmp_path / "whole")
+    assert final_state(out) == unsignalled
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")

@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -101,6 +101,7 @@ def _train(asked: Asked, group: "ProcessGroup") -> None:
     if job is None:
         return
 
+    from mnet_cli.report.trackers import finish_trackers, open_trackers
     from mnet_cli.training.summary import failure_in_summary, summarize, write_results
     from mnet_cli.training.trainer import Trainer
 
@@ -108,16 +109,13 @@ def _train(asked: Asked, group: "ProcessGroup") -> None:
         Trainer(job).fit()
         return
     console.note(_machine_line(job))
-    subscribers: list[Callable[[Event], None]] = []
-    if job.recipe.output.tensorboard:
-        from mnet_cli.report.tensorboard import EpochWriter
-
-        subscribers.append(EpochWriter(job.run / "tensorboard"))
+    trackers = open_trackers(job.recipe, job.run, _warn)
     with _saying_how_to_resume(job.run), failure_in_summary(job):
         with EpochConsole(job) as epoch_console:
-            state = Trainer(job, [epoch_console, *subscribers]).fit()
+            state = Trainer(job, [epoch_console, *trackers]).fit()
         _write_report(job, state, summarize(job, state))
         summary = write_results(job, state)  # last: with it the run is complete
+        finish_trackers(trackers)
     console.show(summary, lambda: _show_summary(job.run, summary))
 
 
@@ -133,6 +131,9 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
         resolved = _recipe_of(resume, recipe, data_overrides(overrides, data))
         if _show_complete(resume):
+            from mnet_cli.report.trackers import log_complete
+
+            log_complete(resolved, resume, _warn)
             return None
         root = _data_of(resume, resolved)
     elif recipe or data:
@@ -148,15 +149,13 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
         )
 
     from mnet_cli.models.device import choose_device
+    from mnet_cli.report.trackers import check_trackers
     from mnet_cli.training.data_root import download_data, with_validation
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
 
     chosen = choose_device(asked.device)
-    if resolved.output.tensorboard:
-        from mnet_cli.report.tensorboard import require_tensorboard
-
-        require_tensorboard()  # before anything is made
+    check_trackers(resolved)
     if not resume:
         with console.bar("downloading", unit="B") as on_progress:
             download_data(resolved, console.note, on_progress)
@@ -275,6 +274,10 @@ class EpochConsole:
     def _show_scored(self, done: int, total: int) -> None:
         if time.monotonic() - self._scored >= 1 or self.images.is_shown:
             self.images(done, total)
+
+
+def _warn(text: str) -> None:
+    console.note(f"warning: {text}")
 
 
 @contextmanager

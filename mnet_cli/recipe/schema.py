@@ -5,7 +5,14 @@ One key rules over another in places (phases over epochs, say); `rules` lists th
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 from mnet_cli.system.plugins import ARCHITECTURES
@@ -214,14 +221,38 @@ RunName = Annotated[
 ]
 
 
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "mlflow"], ...],
+    Field(title="a list of tensorboard, mlflow or both", max_length=2, strict=False),
+]
+
+
 class Output(Section):
-    """Where the run directory goes."""
+    """Where the run directory goes, and what else logs the run."""
 
     root: FolderPath = Field("runs", description="Folder of run directories.")
     name: RunName | None = Field(
         None, description="Name of the run directory; null: the recipe file's name."
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard event files.")
+    trackers: Trackers = Field(
+        (),
+        description="What logs the run besides the run directory: tensorboard (event files in "
+        "it), mlflow (the server that MLFLOW_TRACKING_URI names).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_key(cls, values: Any) -> Any:
+        """Take `tensorboard: true` or `false`, which recipes had before `trackers`.
+
+        `true` beside `trackers` stays, as an unknown key: one of the two would have no effect.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
+            return values
+        others = {key: value for key, value in values.items() if key != "tensorboard"}
+        if not values["tensorboard"]:
+            return others
+        return values if "trackers" in values else {**others, "trackers": ("tensorboard",)}
 
 
 class Recipe(Section):

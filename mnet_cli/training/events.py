@@ -14,7 +14,7 @@ class Column:
     """One thing that is measured of an epoch.
 
     Attributes:
-        name: In `metrics.csv`, TensorBoard and `EpochEnded.row`.
+        name: In `metrics.csv`, the trackers and `EpochEnded.row`.
         title: For people.
         form: Format of its value.
     """
@@ -36,6 +36,13 @@ COLUMNS = (
 )
 
 Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Training starts, or a run that was stopped goes on from `state`."""
+
+    state: "TrainState"
 
 
 @dataclass(frozen=True)
@@ -91,5 +98,13 @@ class RunEnded:
     state: "TrainState"
 
 
-Event = FeaturesComputed | PhaseStarted | BatchTrained | ImagesScored | EpochEnded | RunEnded
+Event = (
+    RunStarted
+    | FeaturesComputed
+    | PhaseStarted
+    | BatchTrained
+    | ImagesScored
+    | EpochEnded
+    | RunEnded
+)
 Subscriber = Callable[[Event], None]

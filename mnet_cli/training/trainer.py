@@ -31,6 +31,7 @@ from mnet_cli.training.events import (
     PhaseStarted,
     Row,
     RunEnded,
+    RunStarted,
     Subscriber,
 )
 from mnet_cli.training.job import Job
@@ -104,6 +105,7 @@ class Trainer:
             WeightsError: `job.resume_state` is no state to resume from.
         """
         self.job.model.to(self.job.device).to(memory_format=image_format(self.job.device))
+        self.emit(RunStarted(self.state))
         with self.signals:
             phases = list(enumerate(self.job.recipe.phases))
             for number, phase in phases[self.state.phase :]:
