@@ -136,11 +136,12 @@ class LiveBatches:
             self.below = job.compile(front)
             self.note = note or self.below.note
         first, done = start
-        self.order, self.is_mixed = order, bool(job.recipe.train.mixup or job.recipe.train.cutmix)
+        self.order, is_mixed = order, job.recipe.train.mixup or job.recipe.train.cutmix
         keys = chain.from_iterable(map(order.keys, range(first, epochs.stop)))
+        parts = ((part_of(len(some), job.group), some) for some in islice(keys, done, None))
         mine = (
-            [batch[place] for place in self._places(part_of(len(batch), job.group))]
-            for batch in islice(keys, done, None)
+            [some[place] for place in part.indices(part.extra if is_mixed else 0)]
+            for part, some in parts
         )
         # The workers go on from one epoch to the next without a pause.
         self.stream = load_views(job.train_views(), mine, job.workers, job.device, self.below)
@@ -152,10 +153,6 @@ class LiveBatches:
             inputs, _ = next(self.stream)
             images = [index for _, index in keys]
             yield TrainBatch(inputs, labels[images], part_of(len(keys), self.job.group))
-
-    def _places(self, part: Part) -> list[int]:
-        """The places in a batch of the images that this process loads."""
-        return part.indices(part.extra if self.is_mixed else 0)
 
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
         """As in `BatchSource`."""
