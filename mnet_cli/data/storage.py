@@ -181,9 +181,16 @@ def _local_files(folder: Path, depth: int, suffix: str) -> Iterator[StoredFile]:
             printable(str(folder)), f"cannot be read ({error.strerror or error})"
         ) from error
     for entry in entries:
-        if entry.name.endswith(suffix) and entry.is_file():
-            yield _local(Path(entry.path))
-        elif depth > 1 and entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+            file = None
+            if entry.name.endswith(suffix) and entry.is_file():
+                file = _local(Path(entry.path))
+        except OSError:  # a link that leads nowhere, or a file that is being removed
+            continue
+        if file:
+            yield file
+        elif is_folder and depth > 1:
             yield from _local_files(Path(entry.path), depth - 1, suffix)
 
 

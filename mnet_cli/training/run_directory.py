@@ -260,7 +260,7 @@ def _recorded_root(folder: Path, option: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        root = str(json.loads(path.read_text(encoding="utf-8"))["root"])
+        root: str = json.loads(path.read_text(encoding="utf-8"))["root"]
         # No link is left in the folder's own path, so its parts can be taken back by "..".
         return root if is_url(root) else os.path.normpath(folder.resolve() / root)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
