@@ -458,3 +458,25 @@ def test_kept_blocks_stay_below_their_limit(server, tmp_path, monkeypatch):
 def test_an_unknown_kind_of_url_is_refused(capsys):
     assert run(["data", "check", "nowhere://photos"]) == 2
     assert "unknown kind of URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_shards_of_every_kind_of_tar_are_read(tmp_path, form):
+    names = ["a/short", f"{'long' * 15}/{'name' * 15}", f"{'longer' * 15}/{'name' * 20}"]
+    if form != tarfile.USTAR_FORMAT:
+        names.append("very/" + "long" * 60)
+    with tarfile.open(tmp_path / "shards-0.tar", "w", format=form) as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+        folder = tarfile.TarInfo("b")
+        folder.type = tarfile.DIRTYPE
+        for number, name in enumerate(names):
+            if number == 1:
+                tar.addfile(folder)
+            add_member(tar, f"{name}.jpg", bytes([number]) * 700)
+            add_member(tar, f"{name}.cls", b"x")
+    [source] = open_source(str(tmp_path)).values()
+    assert sorted(image.read()[:1] for image in source) == [bytes([n]) for n in range(len(names))]
+    content = (tmp_path / "shards-0.tar").read_bytes()
+    (tmp_path / "shards-0.tar").write_bytes(content[:-11_000])
+    with pytest.raises(DataError, match="is cut or damaged"):
+        open_source(str(tmp_path))
