@@ -85,7 +85,7 @@ def test_a_class_that_outweighs_another_is_found(tmp_path):
 def test_a_class_that_only_val_has_and_one_class_alone_are_serious(healthy, tmp_path):
     (healthy / "val" / "tulips").mkdir()
     picture(70).save(healthy / "val" / "tulips" / "0.jpg")
-    assert [f.detail for f in examine(healthy).serious] == ["train has no tulips"]
+    assert [f.detail for f in examine(str(healthy)).serious] == ["train has no tulips"]
     (tmp_path / "one" / "daisy").mkdir(parents=True)
     picture(71).save(tmp_path / "one" / "daisy" / "0.jpg")
     assert [f.kind for f in examine(str(tmp_path / "one")).serious] == ["only one class"]
@@ -175,7 +175,7 @@ def test_a_data_set_whose_classes_are_all_empty_is_examined(tmp_path):
 def test_class_names_that_training_refuses_are_a_finding(healthy):
     (healthy / "train" / "Daisy").mkdir()
     picture(70).save(healthy / "train" / "Daisy" / "0.jpg")
-    [found] = [f for f in examine(healthy).serious if f.kind == "unusable class names"]
+    [found] = [f for f in examine(str(healthy)).serious if f.kind == "unusable class names"]
     assert "'Daisy' and 'daisy' differ only by case" in found.detail
 
 

@@ -157,10 +157,10 @@ def test_without_a_relative_path_the_absolute_one_is_recorded(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os.path, "relpath", other_drive)
-        write_data_root(tmp_path / "run", tmp_path / "photos")
+        write_data_root(tmp_path / "run", str(tmp_path / "photos"))
     monkeypatch.chdir(tmp_path / "run")
-    found = find_data(tmp_path / "run", tmp_path / "nowhere", "--data DIR")
-    assert found == tmp_path / "photos"
+    found = find_data(tmp_path / "run", str(tmp_path / "nowhere"), "--data DIR")
+    assert found == str(tmp_path / "photos")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist on Linux")
@@ -168,5 +168,6 @@ def test_a_folder_whose_name_is_not_utf8_is_found_again(tmp_path, monkeypatch):
     root = tmp_path / os.fsdecode(b'photos\xff"\\')
     for folder in (root, tmp_path / "run", tmp_path / "elsewhere"):
         folder.mkdir()
-    write_data_root(tmp_path / "run", root)
-    assert find_data(tmp_path / "run", tmp_path / "nowhere", "--data DIR").samefile(root)
+    write_data_root(tmp_path / "run", str(root))
+    found = find_data(tmp_path / "run", str(tmp_path / "nowhere"), "--data DIR")
+    assert Path(found).samefile(root)

@@ -47,7 +47,8 @@ def train(
         str | None,
         typer.Option(
             help="Images to train on: a folder with one folder per class, or with train/ and "
-            "val/. Replaces data.root.",
+            "val/; a .csv or .jsonl manifest; tar shards; Parquet; or a URL of one. Replaces "
+            "data.root.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -335,13 +336,13 @@ def _recipe_of(run: Path, recipe: str | None, overrides: Sequence[str]) -> "Reci
     return given
 
 
-def _data_of(run: Path, recipe: "Recipe") -> Path:
+def _data_of(run: Path, recipe: "Recipe") -> str:
     """Where the data set of a run is; a `data.root` that is given now comes first."""
     from mnet_cli.recipe import load_resolved
     from mnet_cli.training.run_directory import find_data
 
-    root = Path(recipe.data.root)
-    if recipe.data.root != load_resolved(run / "recipe.yaml").data.root:
+    root = recipe.data.root
+    if root != load_resolved(run / "recipe.yaml").data.root:
         return root
     return find_data(run, root, "--set data.root=DIR")
 
@@ -424,7 +425,7 @@ def _write_report(job: "Job", state: "TrainState", summary: Mapping[str, Any]) -
         job.run / "report.html",
         title=f"{job.run.name}: {model.arch}, width_mult {model.width_mult:g}",
         facts=[
-            ("data", f"{Path(job.recipe.data.root)} ({console.counts(summary['images'])})"),
+            ("data", f"{job.recipe.data.root} ({console.counts(summary['images'])})"),
             ("weights", job.weights.origin if job.weights else "none"),
             ("preprocessing", str(job.preprocess)),
             ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic, iglob
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -16,11 +16,13 @@ from mnet_cli.data.image_files import FileImage, ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.sources import find_source
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, file_identity, is_hidden, list_entries
+from mnet_cli.data.sources.manifest import StoredImage
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.inference.classifier import Classify
 from mnet_cli.inference.metrics import softmax
 from mnet_cli.inference.stream import outputs_of
 from mnet_cli.system.machine import BATCH
+from mnet_cli.system.urls import is_url, refuse_credentials
 
 UNKNOWN = "unknown"
 
@@ -87,12 +89,13 @@ def predict(
 
 
 def refuse_unmatched(patterns: Iterable[str]) -> None:
-    """Check that each glob pattern matches something.
+    """Check that each glob pattern matches something, and that no URL has credentials in it.
 
     Raises:
-        UsageError: One matches nothing.
+        UsageError: One matches nothing, or has credentials.
     """
     for pattern in patterns:
+        refuse_credentials(pattern, "mnet predict")
         if _is_glob(pattern) and next(iglob(pattern, recursive=True), None) is None:  # noqa: PTH207
             raise UsageError(pattern, "no file matches", next_step="Correct the pattern")
 
@@ -123,10 +126,14 @@ def find_images(patterns: Iterable[str]) -> Iterator[ImageFile | DataError]:
 
 def _images_at(path: str) -> Iterator[ImageFile | DataError]:
     """The images of one argument that is not a pattern."""
-    source = None if path.lower().endswith(IMAGE_EXTENSIONS) else find_source(path)
-    if source and not source.general:
+    is_image = path.lower().endswith(IMAGE_EXTENSIONS)
+    if is_image and is_url(path):
+        yield StoredImage(path)
+        return
+    source = None if is_image else find_source(path)
+    if source and (not source.general or is_url(path)):
         try:
-            yield from chain.from_iterable(source.open(path).values())
+            yield from source.unlabelled(path)
         except DataError as error:
             yield error
     # Unlike Path.is_dir, this returns False for a name that is too long.
@@ -137,7 +144,7 @@ def _images_at(path: str) -> Iterator[ImageFile | DataError]:
 
 
 def _is_glob(pattern: str) -> bool:
-    return has_magic(pattern) and not os.path.lexists(pattern)
+    return has_magic(pattern) and not is_url(pattern) and not os.path.lexists(pattern)
 
 
 def _images_below(root: Path) -> Iterator[ImageFile | DataError]:

@@ -20,6 +20,7 @@ from mnet_cli.recipe.reading import (
 )
 from mnet_cli.recipe.schema import Recipe
 from mnet_cli.system.text import printable
+from mnet_cli.system.urls import refuse_credentials
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -33,10 +34,11 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: The recipe is missing, unreadable or invalid.
-        UsageError: An override has no `=` or no such place.
+        UsageError: An override has no `=` or no such place, or `data.root` has credentials.
     """
     path = find_recipe(name)
     recipe = parse_recipe(_read_text(path), str(path), overrides)
+    refuse_credentials(recipe.data.root, "data.root")
     if recipe.output.name is not None:
         return recipe
     stem = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in path.stem)

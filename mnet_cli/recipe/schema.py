@@ -93,9 +93,10 @@ class Model(Section):
 class Data(Section):
     """Which images, and how they become batches."""
 
-    root: FolderPath = Field(
-        description="Folder with train/ and val/, or one folder of classes with val_fraction; "
-        "relative to the working folder."
+    root: Annotated[Text, Field(title="a path or URL")] = Field(
+        description="The images: a folder with train/ and val/, or one folder of classes with "
+        "val_fraction; a .csv or .jsonl manifest; tar shards; Parquet files; or a URL of one of "
+        "these. A path is relative to the working folder."
     )
     download: Literal["flowers"] | None = Field(
         None,

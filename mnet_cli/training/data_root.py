@@ -8,6 +8,7 @@ from mnet_cli.data.split import split_folder
 from mnet_cli.errors import MachineError
 from mnet_cli.recipe import Recipe
 from mnet_cli.system.text import printable
+from mnet_cli.system.urls import is_url
 
 VAL_FRACTION = 0.2  # of a folder that is not split, where the recipe does not say
 
@@ -28,8 +29,10 @@ def download_data(
         MachineError: The network or the disk refuses.
         DataError: The downloaded archive is not usable.
     """
+    if not recipe.data.download or is_url(recipe.data.root):
+        return
     root = Path(recipe.data.root)
-    if not recipe.data.download or root.exists():
+    if root.exists():
         return
     on_note(
         f"data.root: {root} does not exist: downloading {recipe.data.download} (3,670 photographs, "

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 def prepare_data(
-    recipe: Recipe, on_progress: Progress | None = None, root: Path | None = None
+    recipe: Recipe, on_progress: Progress | None = None, root: str | None = None
 ) -> DataSet:
     """Scan, check and split the recipe's data set.
 
@@ -50,7 +50,7 @@ def prepare_data(
         DataError: The data set cannot be trained on.
     """
     data = open_dataset(
-        str(root or recipe.data.root),
+        root or recipe.data.root,
         val_fraction=recipe.data.val_fraction,
         seed=recipe.train.seed,
         skip_bad=recipe.data.skip_bad,
@@ -218,7 +218,7 @@ def write_known(run: Path, recipe: Recipe, data: DataSet) -> None:
     """Write what is known before training: recipe, data set, classes, splits, skipped images."""
     with atomic_write(run / "recipe.yaml", "w") as file:
         file.write(dump_recipe(recipe))
-    write_data_root(run, Path(data.root))
+    write_data_root(run, data.root)
     write_class_indices(run, data.class_names)
     write_csv(run / "split.csv", ("path", "class", "split", "sha256"), data.manifest())
     if data.skipped:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from mnet_cli.errors import DataError, MachineError, MnetError, UsageError, WeightsError
 from mnet_cli.system.atomic import atomic_write, write_json
+from mnet_cli.system.urls import is_url
 
 LATEST = "latest"
 TEXT_FOR_LINK = re.compile(r"run: ([^\0]+)\n")  # what it holds where links fail
@@ -202,59 +203,66 @@ def _run_at(root: Path, target: Path) -> Path:
     return folder if len(target.parts) == 1 else folder.resolve()
 
 
-def write_data_root(folder: Path, root: Path) -> None:
+def write_data_root(folder: Path, root: str) -> None:
     """Record in `data.json` where the data set of a run is, relative to the run directory.
 
     A run and its data set that are moved together still find each other. Only where no
-    relative path leads to the data set, as to another drive of Windows, is it absolute.
+    relative path leads to the data set, as to another drive of Windows, is it absolute. A URL is
+    recorded as it is.
 
     Args:
         folder: The run directory.
-        root: The data set.
+        root: The data set, a path or URL.
     """
-    try:
-        path = Path(os.path.relpath(root, folder.resolve()))
-    except ValueError:
-        path = root.absolute()
-    write_json(folder / DATA, {"root": path.as_posix()})
+    if is_url(root):
+        recorded = root
+    else:
+        try:
+            recorded = Path(os.path.relpath(root, folder.resolve())).as_posix()
+        except ValueError:
+            recorded = Path(root).absolute().as_posix()
+    write_json(folder / DATA, {"root": recorded})
 
 
-def find_data(folder: Path, root: Path, option: str) -> Path:
+def find_data(folder: Path, root: str, option: str) -> str:
     """Find the data set of a run: where `data.json` says, else in the working folder.
 
     Args:
         folder: The run directory.
-        root: As the run's recipe says; relative to the working folder.
+        root: As the run's recipe says; a path is relative to the working folder.
         option: How another place can be named, for errors.
 
     Returns:
-        `root` itself where it leads to the same folder as `data.json`.
+        `root` itself where it leads to the same place as `data.json`.
 
     Raises:
         DataError: The data set is in neither place, or `data.json` is damaged.
     """
     recorded = _recorded_root(folder, option)
-    if recorded is not None and recorded.exists():
-        return root if root.exists() and root.samefile(recorded) else recorded
-    if root.exists():
+    if recorded is not None and is_url(recorded):
+        return recorded
+    if recorded is not None and os.path.lexists(recorded):
+        same = os.path.lexists(root) and Path(root).samefile(recorded)
+        return root if same else recorded
+    if is_url(root) or os.path.lexists(root):
         return root
     nor = "" if recorded is None else f", nor is it at {recorded}"
     raise DataError(
-        str(root),
+        root,
         f"the data set of the run does not exist{nor}",
         next_step=f"Name labelled images with {option}",
     )
 
 
-def _recorded_root(folder: Path, option: str) -> Path | None:
+def _recorded_root(folder: Path, option: str) -> str | None:
     """Where `data.json` says that a run's data set is; None without such a file."""
     path = folder / DATA
     if not path.is_file():
         return None
     try:
-        root = json.loads(path.read_text(encoding="utf-8"))["root"]
+        root: str = json.loads(path.read_text(encoding="utf-8"))["root"]
         # No link is left in the folder's own path, so its parts can be taken back by "..".
-        return Path(os.path.normpath(folder.resolve() / root))
+        return root if is_url(root) else os.path.normpath(folder.resolve() / root)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             str(path),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from mnet_cli.data.dataset import DataSet, open_dataset, take_split
 from mnet_cli.errors import DataError
@@ -40,11 +39,11 @@ def open_images(
             "not in a run directory that names its images",
             next_step="Name labelled images with --data DIR",
         )
-    folder = find_data(classifier.source.parent, Path(recipe.data.root), "--data DIR")
+    folder = find_data(classifier.source.parent, recipe.data.root, "--data DIR")
     manifest = classifier.source.with_name("split.csv")
     divided = recipe.data.val_fraction is not None and manifest.is_file()
     images = open_dataset(
-        str(folder),
+        folder,
         class_names=classifier.class_names,
         val_fraction=None if divided else recipe.data.val_fraction,
         seed=recipe.train.seed,

@@ -8,6 +8,7 @@ from mnet_cli.data.sources.classes import check_classes
 from mnet_cli.errors import DataError
 from mnet_cli.system.plugins import SOURCES
 from mnet_cli.system.text import printable
+from mnet_cli.system.urls import refuse_credentials
 
 
 def find_source(root: str) -> type[ImageSource] | None:
@@ -41,7 +42,9 @@ def open_source(root: str) -> dict[str, ImageSource]:
     Raises:
         DataError: No kind of source matches, two do, or the data set cannot be read.
         MachineError: A package that declares a source cannot be imported.
+        UsageError: A URL has credentials in it.
     """
+    refuse_credentials(root, "--data")
     source = find_source(root)
     if source is None:
         missing = "://" not in root and not os.path.lexists(root)

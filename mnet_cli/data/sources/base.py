@@ -5,7 +5,7 @@ A new kind of data set is one subclass of `ImageSource`, declared in the entry-p
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -64,6 +64,16 @@ class ImageSource(Sequence[ImageFile]):
         Raises:
             DataError: The data set cannot be read, or no image has a class.
         """
+
+    @classmethod
+    def unlabelled(cls, root: str) -> Iterator[ImageFile]:
+        """Give the images of all splits, also those without a class, for prediction.
+
+        Raises:
+            DataError: As `open` does.
+        """
+        for source in cls.open(root).values():
+            yield from source
 
     @classmethod
     def splits(cls, root: str) -> tuple[str, ...]:

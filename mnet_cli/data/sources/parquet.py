@@ -1,0 +1,257 @@
+"""The image source for Parquet files as Hugging Face `datasets` writes them.
+
+The column `image` holds a struct of `bytes` and `path`, or bytes alone; `label` holds text or
+numbers, whose names are in the metadata of the schema
+(https://huggingface.co/docs/datasets/image_dataset). Rows can be read only together with all others
+of their group, so a group is unpacked on the local disk when one of its images is needed.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_cli.data.image_files import ImageFile, Stamp
+from mnet_cli.data.sources.base import ImageSource
+from mnet_cli.data.sources.rows import SPLITS, Rows, below_class, class_names_of
+from mnet_cli.data.storage import StoredFile, StoredStream, find_file, keep_unpacked, list_files
+from mnet_cli.errors import DataError, MachineError
+from mnet_cli.system.text import printable
+
+SUFFIX = ".parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource(ImageSource):
+    """Images in Parquet files.
+
+    Attributes:
+        files: The files.
+        places: For each image its file, its row group and its row there (N, 3).
+    """
+
+    files: tuple[StoredFile, ...] = ()
+    places: NDArray[np.int64] = None  # type: ignore[assignment]  # a field after ones with defaults
+
+    layout = (
+        "Parquet files, such as ROOT/train/shard-00000.parquet or ROOT/data/train-00000.parquet, "
+        "with the columns image and label"
+    )
+
+    @classmethod
+    def matches(cls, root: str) -> bool:
+        """Whether `root` is a Parquet file, or a folder with such files."""
+        return root.endswith(SUFFIX) or bool(_files(root))
+
+    @classmethod
+    def splits(cls, root: str) -> tuple[str, ...]:
+        """See `ImageSource.splits`; no file is read."""
+        return tuple(_files(root))
+
+    @classmethod
+    def open(cls, root: str) -> dict[str, Self]:
+        """List the rows of all files; see `ImageSource.open`."""
+        return cls._open(root, is_labelled=True)
+
+    @classmethod
+    def unlabelled(cls, root: str) -> Iterator[ImageFile]:
+        """See `ImageSource.unlabelled`."""
+        for source in cls._open(root, is_labelled=False).values():
+            yield from source
+
+    @classmethod
+    def _open(cls, root: str, *, is_labelled: bool) -> dict[str, Self]:
+        files, rows = _files(root), {}
+        if not files:
+            raise DataError(
+                printable(root),
+                "no Parquet files",
+                next_step=f"Arrange the images as in {cls.layout}",
+            )
+        for split, some in files.items():
+            rows[split] = Rows()
+            for number, file in enumerate(some):
+                _add(rows[split], number, file, is_labelled=is_labelled)
+        names = class_names_of(rows)
+        return {
+            split: cls(**some.arranged(root, split, names), files=tuple(files[split]))
+            for split, some in rows.items()
+        }
+
+    def read(self, index: int) -> bytes:
+        """Read an image from the group that it is in."""
+        number, group, row = self.places[index].tolist()
+        file = self.files[number]
+        return keep_unpacked(f"{file.key}-{group}", row, lambda: _images(file, group))
+
+    def where(self, index: int) -> str:
+        """The file and the name of an image."""
+        return f"{self.files[int(self.places[index, 0])].name}: {self.names[index]}"
+
+    def stamp(self, index: int) -> Stamp | None:
+        """The place of the image, and the version of its file."""
+        number, group, row = self.places[index].tolist()
+        return f"{self.files[number].key} {group} {row}", self.files[number].size, 0, 0
+
+
+def _files(root: str) -> dict[str, list[StoredFile]]:
+    """The files of each split, by name; empty if there are none."""
+    if root.endswith(SUFFIX):
+        file = find_file(root)
+        if file is None:
+            raise DataError(printable(root), "does not exist")
+        return {"all": [file]}
+    found: dict[str, list[StoredFile]] = {}
+    with suppress(DataError):
+        for file in list_files(root, depth=2, suffix=SUFFIX):
+            below = file.name[len(root.rstrip("/")) + 1 :]
+            found.setdefault(_split_of(below), []).append(file)
+    known = [split for split in ("train", "val", "test") if split in found]
+    return {split: found[split] for split in known} or found
+
+
+def _split_of(name: str) -> str:
+    """The split that the name of a file or of its folder begins with, or `all`."""
+    for part in PurePosixPath(name).parts:
+        for word, split in SPLITS.items():
+            if part == word or part.startswith((f"{word}-", f"{word}.", f"{word}_")):
+                return split
+    return "all"
+
+
+def _add(rows: Rows, number: int, file: StoredFile, *, is_labelled: bool) -> None:
+    """Add the rows of a file to those of its split."""
+    import pyarrow as pa
+
+    with _Opened(file) as parquet:
+        schema = parquet.schema_arrow
+        kind = _kind_of_image(file, schema)
+        names = _class_names(schema)
+        columns = ["image.path"] if kind == "struct" else []
+        if "label" in schema.names:
+            columns.append("label")
+        elif is_labelled:
+            raise _without_column(file, schema, "label")
+        start = 0
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=columns)
+            count = parquet.metadata.row_group(group).num_rows
+            labels: list[Any] = [None] * count
+            if "label" in columns:
+                labels = table["label"].to_pylist()
+            paths: list[Any] = [None] * count
+            if kind == "struct":
+                paths = pa.compute.struct_field(table["image"], "path").to_pylist()
+            for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
+                where = f"{printable(file.name)}, row {start + row}"
+                if label is None and is_labelled:
+                    raise DataError(where, "no label", next_step="Give each image a label")
+                own = path or f"{PurePosixPath(file.name).stem}/{start + row}"
+                name = "" if label is None else _class_name(where, label, names)
+                rows.add(below_class(name, own) if name else own, name, number, group, row)
+            start += count
+
+
+def _kind_of_image(file: StoredFile, schema: Any) -> str:
+    """How the column `image` holds an image: `struct` or `bytes`."""
+    import pyarrow as pa
+
+    if "image" not in schema.names:
+        raise _without_column(file, schema, "image")
+    kind = schema.field("image").type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    names = [kind.field(n).name for n in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    if "bytes" not in names or "path" not in names:
+        raise DataError(
+            printable(file.name),
+            f"the column image is of the type {kind}",
+            next_step="Give it bytes, or a struct of bytes and path, as Hugging Face datasets does",
+        )
+    return "struct"
+
+
+def _without_column(file: StoredFile, schema: Any, column: str) -> DataError:
+    return DataError(
+        printable(file.name),
+        f"has no column {column}; its columns are {printable(', '.join(schema.names))}",
+        next_step="Name the columns image and label",
+    )
+
+
+def _class_names(schema: Any) -> list[str] | None:
+    """The names of the classes in the metadata of a schema; None if there are none."""
+    with suppress(ValueError, KeyError, TypeError):
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        names = about["info"]["features"]["label"]["names"]
+        return [str(name) for name in names]
+    return None
+
+
+def _class_name(where: str, label: Any, names: list[str] | None) -> str:
+    if names is None or isinstance(label, str):
+        return str(label)
+    if not isinstance(label, int) or not 0 <= label < len(names):
+        raise DataError(
+            where,
+            f"the label {label}, but the schema names {len(names)} classes",
+            next_step="Correct the label; the first class is number 0",
+        )
+    return names[label]
+
+
+def _images(file: StoredFile, group: int) -> list[bytes]:
+    """The images of a row group; empty where a row has none."""
+    import pyarrow as pa
+
+    with _Opened(file) as parquet:
+        kind = _kind_of_image(file, parquet.schema_arrow)
+        column = "image.bytes" if kind == "struct" else "image"
+        table = parquet.read_row_group(group, columns=[column])
+        images = table["image"]
+        if kind == "struct":
+            images = pa.compute.struct_field(images, "bytes")
+        return [content or b"" for content in images.to_pylist()]
+
+
+class _Opened:
+    """A Parquet file that is open for a block, with pyarrow's errors as mnet's."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        try:
+            import pyarrow.compute
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MachineError(
+                printable(self.file.name),
+                "reading Parquet needs a package that is not installed",
+                next_step='Run: pip install "mnet-cli[parquet]"',
+            ) from error
+        try:
+            self.parquet = pyarrow.parquet.ParquetFile(StoredStream(self.file))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise self._damaged(error) from error
+        return self.parquet
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        import pyarrow
+
+        self.parquet.close()
+        if isinstance(error, pyarrow.ArrowException | OSError):
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: BaseException) -> DataError:
+        reason = printable(str(error).splitlines()[0], 200)
+        return DataError(
+            printable(self.file.name),
+            f"is cut, damaged or no Parquet file ({reason})",
+            next_step="Copy or pack it again",
+        )
