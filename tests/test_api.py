@@ -184,5 +184,5 @@ def test_train_is_not_for_the_processes_of_a_launcher(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(mnet_cli.MnetError, match="torchrun -m mnet_cli train"):
+    with pytest.raises(UsageError, match="torchrun -m mnet_cli train"):
         mnet_cli.train("v2_flowers")

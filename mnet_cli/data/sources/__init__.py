@@ -30,7 +30,7 @@ def find_source(root: str) -> type[ImageSource] | None:
     return next(iter(chosen.values()), None)
 
 
-def open_source(root: str) -> dict[str, ImageSource]:
+def open_source(root: str | os.PathLike[str]) -> dict[str, ImageSource]:
     """List the images of a data set of any kind; nothing about the classes is refused.
 
     Args:
@@ -44,6 +44,7 @@ def open_source(root: str) -> dict[str, ImageSource]:
         MachineError: A package that declares a source cannot be imported.
         UsageError: A URL has credentials in it.
     """
+    root = os.fspath(root)
     refuse_credentials(root, "--data")
     source = find_source(root)
     if source is None:
@@ -57,7 +58,7 @@ def open_source(root: str) -> dict[str, ImageSource]:
     return dict(source.open(root))
 
 
-def open_checked(root: str, least_classes: int = 2) -> dict[str, ImageSource]:
+def open_checked(root: str | os.PathLike[str], least_classes: int = 2) -> dict[str, ImageSource]:
     """List the images of a data set and refuse classes that no classifier can learn.
 
     Args:
