@@ -5,7 +5,7 @@ Usage: .venv/bin/python scripts/bench_rates.py ROOT WEIGHTS [--seconds 4] [--jso
 ROOT is a folder with train/ and val/, WEIGHTS a state dict of MobileNetV2 with torchvision's
 names. Each part runs in one process on one core, then in two processes on two cores at the same
 time, each with one thread. The efficiency is the rate of two divided by twice the rate of one. The
-rates are what docs/scale.md computes with.
+rates are what the time and the machines for a large data set can be computed with.
 """
 
 import argparse
@@ -31,11 +31,12 @@ from mnet_cli.system.plugins import ARCHITECTURES
 SIZES = (96, 160, 224)
 FORWARD = "forward, {} at {} px"
 UNFROZEN = "training without frozen layers, V2 at 96 px"
+HEAD = "training the classifier on cached features, V2"
 RECIPE = """\
 schema: 1
-model: {{arch: mobilenet_v2, weights: {weights}, freeze: none}}
-data: {{root: {root}, image_size: 96, batch_size: 32, workers: 0}}
-train: {{epochs: 2, lr: 1.0e-3}}
+model: {{arch: mobilenet_v2, weights: {weights}, freeze: {freeze}}}
+data: {{root: {root}, image_size: {size}, batch_size: 32, workers: 0}}
+train: {{epochs: {epochs}, lr: 1.0e-3}}
 """
 
 Work = Callable[[], int]
@@ -166,17 +167,23 @@ def rates(count: int, *arguments: Any) -> dict[str, float]:
     return {name: sum(one[name] for one in found) for name in found[0]}
 
 
-def training_rate(count: int, root: Path, weights: Path) -> float:
-    """Images a second of `torchrun` with so many processes of one thread, in the last epoch."""
+def training_rate(count: int, **settings: Any) -> float:
+    """Images a second of `torchrun` with so many processes of one thread, in the last epoch.
+
+    Args:
+        count: Of processes.
+        settings: Fill the gaps of `RECIPE`.
+    """
     cores = set(sorted(os.sched_getaffinity(0))[:count])
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "unfrozen.yaml")
-        recipe.write_text(RECIPE.format(root=root, weights=weights), encoding="utf-8")
+        recipe.write_text(RECIPE.format(**settings), encoding="utf-8")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
         command = ["-m", "mnet_cli", "train", str(recipe), "--out", f"{folder}/run", "-q"]
         subprocess.run(
             [*launcher, *command],
             check=True,
+            stdout=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
@@ -195,15 +202,23 @@ def main() -> None:
     options = parser.parse_args()
     root, weights = options.root.resolve(), options.weights.resolve()
     one, two = (rates(count, root, weights, options.seconds) for count in (1, 2))
-    one[UNFROZEN], two[UNFROZEN] = (training_rate(count, root, weights) for count in (1, 2))
+    files = {"root": root, "weights": weights}
+    unfrozen = {**files, "freeze": "none", "size": 96, "epochs": 2}
+    one[UNFROZEN], two[UNFROZEN] = (training_rate(count, **unfrozen) for count in (1, 2))
+    # The classifier is trained by one process, however many there are.
+    head = training_rate(1, **files, freeze="features", size=224, epochs=20)
     table = [
         (name, f"{one[name]:,.0f}", f"{two[name]:,.0f}", f"{two[name] / one[name] / 2:.2f}")
         for name in one
     ]
+    table.append((HEAD, f"{head:,.0f}", "", ""))
     console.table(("part", ">one process", ">two", ">efficiency"), table)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     machine = {"machine": platform.machine(), "python": platform.python_version()}
-    write_json(options.json, {"date": time.strftime("%Y-%m-%d"), **machine, "one": one, "two": two})
+    write_json(
+        options.json,
+        {"date": time.strftime("%Y-%m-%d"), **machine, "one": one, "two": two, HEAD: head},
+    )
 
 
 if __name__ == "__main__":
