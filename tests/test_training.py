@@ -357,13 +357,12 @@ def test_a_second_run_computes_nothing_and_ends_the_same(tiny_recipe, frozen):
 
 
 def test_inner_boundaries_learn_from_the_cache_what_they_learn_without(tiny_recipe):
-    results = [
-        trained(tiny_recipe, *FROZEN, "model.freeze=features[:7]", f"data.cached_views={views}")[1]
-        for views in (3, 0)
-    ]
+    # Maps are cached in half precision, and a larger lr makes more of that in every step.
+    slow = (*FROZEN, "model.freeze=features[:7]", "train.lr=1e-3")
+    results = [trained(tiny_recipe, *slow, f"data.cached_views={views}")[1] for views in (3, 0)]
     assert results[0].caches[0].boundary == "mobilenet_v2 features[:7]"
     for cached, live in zip(*(result.rows for result in results), strict=True):
-        assert cached["train_loss"] == pytest.approx(live["train_loss"], rel=0.02)
+        assert cached["train_loss"] == pytest.approx(live["train_loss"], rel=0.005)
 
 
 def test_scores_of_a_cached_run_are_those_of_its_checkpoint(tiny_recipe):

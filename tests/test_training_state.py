@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -455,8 +456,9 @@ def test_a_loss_that_is_no_number_leaves_the_good_checkpoint(tiny_recipe, tmp_pa
     job = begin(tiny_recipe, settings, tmp_path / "run")
     real, calls = Trainer.step, iter(range(1, 100))
 
-    def diverging(trainer, inputs, labels):
-        real(trainer, inputs * float("nan") if next(calls) == 3 else inputs, labels)
+    def diverging(trainer, batch):
+        bad = replace(batch, inputs=batch.inputs * float("nan"))
+        real(trainer, bad if next(calls) == 3 else batch)
 
     monkeypatch.setattr(Trainer, "step", diverging)
     with pytest.raises(RefusedError, match="step 3"):
@@ -469,8 +471,9 @@ def test_a_loss_that_is_no_number_in_the_first_epoch_claims_no_checkpoint(
 ):
     real, calls = Trainer.step, iter(range(1, 100))
 
-    def diverging(trainer, inputs, labels):
-        real(trainer, inputs * float("nan") if next(calls) == 3 else inputs, labels)
+    def diverging(trainer, batch):
+        bad = replace(batch, inputs=batch.inputs * float("nan"))
+        real(trainer, bad if next(calls) == 3 else batch)
 
     monkeypatch.setattr(Trainer, "step", diverging)
     out = tmp_path / "run"
