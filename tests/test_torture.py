@@ -21,7 +21,7 @@ def test_nothing_is_lost(trial):
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     cases, lost = re.fullmatch(r"cases (\d+), lost (\d+)", done.stdout.splitlines()[-1]).groups()
