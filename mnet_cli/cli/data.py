@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -99,6 +99,41 @@ def split(
 ) -> None:
     """Split a folder of classes into train and val, the same way each time."""
     _split(source, destination, val=val, seed=seed, copy=copy)
+
+
+def pack(
+    source: Annotated[str, typer.Argument(help="A data set of any kind.")],
+    destination: Annotated[str, typer.Argument(help="The folder for the shards.")],
+    kind: Annotated[
+        Literal["tar", "parquet"], typer.Option("--format", help="The format of the shards.")
+    ] = "tar",
+    shard_mb: Annotated[
+        float, typer.Option(min=0.001, help="Megabytes of images in a shard.")
+    ] = 256,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help="Store larger images with this many pixels on the short side.",
+            show_default="as they are",
+        ),
+    ] = None,
+) -> None:
+    """Write a data set as tar or Parquet shards; the same command continues what was stopped."""
+    from mnet_cli.data.pack import pack as write_shards
+
+    with console.bar("packing") as on_progress:
+        packed = write_shards(
+            source, destination, kind, round(shard_mb * 1e6), size, on_progress=on_progress
+        )
+    state = "packed" if packed.fresh else "already packed"
+    console.show(
+        {"folder": destination, **asdict(packed)},
+        lambda: console.line(
+            f"{state}: {destination}, {console.counts(packed.images)} in {packed.shards} shards, "
+            f"{packed.bytes / 1e6:,.1f} MB"
+        ),
+    )
 
 
 def _split(source: Path, destination: Path, *, val: float, seed: int, copy: bool) -> None:

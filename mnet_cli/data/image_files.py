@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mnet_cli.data.storage import find_file
 from mnet_cli.errors import DataError
 from mnet_cli.system.text import printable, readable
+from mnet_cli.system.urls import is_url, refuse_credentials
 
 # The modes of Pillow that PNG stores without loss; TIFF stores the others.
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -77,6 +79,38 @@ class FileImage:
 
 
 @dataclass(frozen=True)
+class StoredImage:
+    """An image file at a URL.
+
+    Attributes:
+        url: Of the file.
+    """
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The URL."""
+        return self.url
+
+    @property
+    def where(self) -> str:
+        """The URL."""
+        return self.url
+
+    def read(self) -> bytes:
+        """Read the file; see `ImageFile.read`."""
+        file = find_file(self.url)
+        if file is None:
+            raise DataError(printable(self.url), "does not exist")
+        return file.read()
+
+    def stamp(self) -> None:
+        """Return None: to ask the server costs as much as to read the image."""
+        return None
+
+
+@dataclass(frozen=True)
 class MemoryImage:
     """An image in memory.
 
@@ -101,6 +135,11 @@ class MemoryImage:
         """Return None: nothing is remembered about images in memory."""
 
 
+def image_at(place: str) -> ImageFile:
+    """The image file at a path or URL."""
+    return StoredImage(place) if is_url(place) else FileImage(Path(place))
+
+
 def image_of(value: ImageInput, name: str = "image") -> ImageFile:
     """Turn any supported form of an image into an `ImageFile`.
 
@@ -108,8 +147,8 @@ def image_of(value: ImageInput, name: str = "image") -> ImageFile:
     EXIF orientation of a Pillow image is applied, as it is for files.
 
     Args:
-        value: The path of a file, the encoded bytes, a Pillow image, or an RGB array (H, W, 3)
-            or grey array (H, W) of dtype uint8.
+        value: The path or URL of a file, the encoded bytes, a Pillow image, or an RGB array
+            (H, W, 3) or grey array (H, W) of dtype uint8.
         name: Its name in errors, unless it is a path.
 
     Raises:
@@ -132,7 +171,9 @@ def image_of(value: ImageInput, name: str = "image") -> ImageFile:
     if isinstance(value, Image.Image):
         return MemoryImage(_encode(value, name), name)
     if isinstance(value, str | os.PathLike):
-        return FileImage(Path(value))
+        place = os.fspath(value)
+        refuse_credentials(place, name)
+        return image_at(place)
     raise TypeError(
         f"{name} is of type {type(value).__name__}; give a path, bytes, a Pillow image or an array"
     )

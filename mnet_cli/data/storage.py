@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import random
+import secrets
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import platformdirs
 
@@ -25,13 +26,18 @@ from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.system.text import printable
 from mnet_cli.system.urls import is_url
 
-T = TypeVar("T")
-
 BLOCK = 1_000_000  # bytes that are read and kept together
 CAP_VARIABLE, CAP_GB = "MNET_BLOCKS_GB", 10.0
 ATTEMPTS = 5  # at one read
+DENIED, MISSING, LATER = (401, 403), (404, 410), (408, 425, 429)  # of HTTP (RFC 9110, 6585, 8470)
 FIRST_PAUSE = 0.5  # seconds before the second attempt; each further one waits twice as long
 TIMEOUT_VARIABLE, TIMEOUT = "MNET_READ_TIMEOUT", 60.0  # seconds for one read
+# What fsspec's packages call the thing that changes with a file's content.
+VERSIONS = (
+    "ETag", "etag", "md5Hash", "checksum",
+    "LastModified", "Last-Modified", "last_modified", "mtime",
+)  # fmt: skip
+THIS_RUN = secrets.token_hex(8)
 PRUNED = 256_000_000  # bytes written between two looks at the size of all blocks
 
 
@@ -132,7 +138,7 @@ def find_file(place: str) -> StoredFile | None:
                 return _local(path)
         return None
     try:
-        status = _retried(place, lambda fs, path: fs.info(path))
+        status = _call(place, "info")
     except FileNotFoundError:
         return None
     return _stored(place, status) if status.get("type", "file") == "file" else None
@@ -158,9 +164,7 @@ def list_files(folder: str, depth: int = 1, suffix: str = "") -> list[StoredFile
     if protocol in ("http", "https"):
         return []
     try:
-        found = _retried(
-            folder, lambda fs, path: fs.find(path, maxdepth=depth, detail=True, withdirs=False)
-        )
+        found = _call(folder, "find", maxdepth=depth, detail=True, withdirs=False)
     except FileNotFoundError:
         return []
     files = []
@@ -173,25 +177,22 @@ def list_files(folder: str, depth: int = 1, suffix: str = "") -> list[StoredFile
 
 def _local_files(folder: Path, depth: int, suffix: str) -> Iterator[StoredFile]:
     try:
-        entries = list(os.scandir(folder))
+        entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise DataError(
             printable(str(folder)), f"cannot be read ({error.strerror or error})"
         ) from error
-    for entry in entries:
-        try:
-            is_folder = entry.is_dir()
-            file = None
-            if entry.name.endswith(suffix) and entry.is_file():
-                file = _local(Path(entry.path))
-        except OSError:  # a link that leads nowhere, or a file that is being removed
-            continue
-        if file:
-            yield file
-        elif is_folder and depth > 1:
-            yield from _local_files(Path(entry.path), depth - 1, suffix)
+    with entries:  # not as a list: there may be millions
+        for entry in entries:
+            try:
+                if entry.name.endswith(suffix) and entry.is_file():
+                    yield _local(Path(entry.path))
+                elif depth > 1 and entry.is_dir():
+                    yield from _local_files(Path(entry.path), depth - 1, suffix)
+            except OSError:  # a link that leads nowhere, or a file that is being removed
+                continue
 
 
 def _local(path: Path) -> StoredFile:
@@ -208,8 +209,8 @@ def _stored(url: str, status: dict[str, Any]) -> StoredFile:
             "the server does not say how long the file is",
             next_step="Copy the file, or put it on a server that does",
         )
-    names = ("ETag", "etag", "md5Hash", "checksum", "LastModified", "last_modified", "mtime")
-    version = next((str(status[name]) for name in names if status.get(name)), "")
+    # Where nothing tells versions apart, what is kept is of use to this run only.
+    version = next((str(status[name]) for name in VERSIONS if status.get(name)), THIS_RUN)
     return StoredFile(url, int(size), version)
 
 
@@ -234,27 +235,22 @@ def _blocks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
     for number in range(first, last + 1):
         path, begins = folder / f"{number:08x}", number * BLOCK
         length = min(BLOCK, file.size - begins)
-        content = _kept(path, length)
+        content = _read_block(path, length)
         if content is None:
             content = _fetch(file, begins, length)
-            _keep(path, content)
+            _write_block(path, content)
         yield content[max(0, start - begins) : stop - begins]
 
 
 def _fetch(file: StoredFile, start: int, length: int) -> bytes:
-    def fetch(fs: Any, path: str) -> bytes:
-        content: bytes = fs.cat_file(path, start=start, end=start + length)
-        if len(content) != length:
-            raise OSError(f"{len(content)} bytes in place of {length}")
-        return content
-
     try:
-        return _retried(file.name, fetch)
+        content: bytes = _call(file.name, "cat_file", start=start, end=start + length)
     except FileNotFoundError as error:
         raise DataError(printable(file.name), "does not exist any more") from error
+    return content
 
 
-def keep_unpacked(key: str, number: int, unpack: Callable[[], Sequence[bytes]]) -> bytes:
+def read_unpacked(key: str, number: int, unpack: Callable[[], Sequence[bytes]]) -> bytes:
     """One of several values that can only be unpacked together; they are kept as blocks are.
 
     Args:
@@ -273,11 +269,11 @@ def keep_unpacked(key: str, number: int, unpack: Callable[[], Sequence[bytes]]) 
             return content
     values = unpack()
     places = list(accumulate((len(value) for value in values), initial=8 * (len(values) + 1)))
-    _keep(path, b"".join((struct.pack(f"<{len(places)}q", *places), *values)))
+    _write_block(path, b"".join((struct.pack(f"<{len(places)}q", *places), *values)))
     return values[number]
 
 
-def _kept(path: Path, length: int) -> bytes | None:
+def _read_block(path: Path, length: int) -> bytes | None:
     """A block that is kept on disk, marked as used now; None if it is not there or not whole."""
     with suppress(OSError):
         content = path.read_bytes()
@@ -287,7 +283,7 @@ def _kept(path: Path, length: int) -> bytes | None:
     return None
 
 
-def _keep(path: Path, content: bytes) -> None:
+def _write_block(path: Path, content: bytes) -> None:
     """Keep a block, unless the disk refuses; several processes may keep the same."""
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -346,26 +342,34 @@ def prune_blocks() -> None:
             used -= size
 
 
-def _retried(url: str, work: Callable[[Any, str], T]) -> T:
-    """Do something with the file system of a URL and the path in it, again if that may help.
+def _call(url: str, method: str, **options: Any) -> Any:
+    """Call a method of the file system of a URL with the path in it, again if that may help.
 
     Raises:
         FileNotFoundError: There is no such file.
-        MachineError: Access is denied, or the store does not answer in time, several times.
+        MachineError: Access is denied, the store refuses, or it does not answer in time, several
+            times.
     """
+    from fsspec.asyn import AsyncFileSystem, sync
+
+    path, protocol = _path_of(url)
+    timeout = _number(TIMEOUT_VARIABLE, TIMEOUT)
     pause, reason = FIRST_PAUSE, ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(pause * random.uniform(0.75, 1.25))  # not all workers at the same moment
             pause *= 2
         try:
-            path, protocol = _path_of(url)
-            return work(_filesystem(protocol, os.getpid()), path)
-        except (MachineError, UsageError):
-            raise
+            store = _filesystem(protocol, os.getpid())
+            if isinstance(store, AsyncFileSystem):
+                work = getattr(store, f"_{method}")
+                return sync(store.loop, work, path, timeout=timeout, **options)
+            return getattr(store, method)(path, **options)
+        except (MachineError, LookupError, TypeError, AttributeError):
+            raise  # not of the store
         except Exception as error:  # each package has errors of its own
             status, reason = _status(error), _reason(error)
-            if isinstance(error, PermissionError) or status in (401, 403):
+            if status in DENIED or isinstance(error, PermissionError) or "Credential" in reason:
                 raise MachineError(
                     printable(url),
                     f"access denied ({reason})",
@@ -374,11 +378,13 @@ def _retried(url: str, work: Callable[[Any, str], T]) -> T:
                 ) from error
             # fsspec says "not found" of any failure of HTTP; its cause tells them apart.
             unknown = status is None and error.__cause__ is None
-            if status in (404, 410) or (isinstance(error, FileNotFoundError) and unknown):
+            if status in MISSING or (isinstance(error, FileNotFoundError) and unknown):
                 raise FileNotFoundError(url) from error
+            if status is not None and status < 500 and status not in LATER:
+                break
     raise MachineError(
         printable(url),
-        f"cannot be read: {ATTEMPTS} attempts failed, the last one with {reason}",
+        f"cannot be read: {attempt + 1} attempts failed, the last one with {reason}",
         next_step="Check the network and the server, then run the command again",
     )
 
@@ -432,18 +438,4 @@ def _filesystem(protocol: str, process: int) -> Any:
     del process  # a part of the cache's key
     import fsspec
 
-    timeout = _number(TIMEOUT_VARIABLE, TIMEOUT)
-    options: dict[str, Any] = {}
-    if protocol in ("http", "https"):
-        import aiohttp
-
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=timeout)}
-    elif protocol in ("s3", "s3a"):
-        options["config_kwargs"] = {
-            "connect_timeout": timeout,
-            "read_timeout": timeout,
-            "retries": {"max_attempts": 1},
-        }
-    return fsspec.filesystem(
-        protocol, skip_instance_cache=True, use_listings_cache=False, **options
-    )
+    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False)

@@ -1,10 +1,7 @@
 """Read, decode and classify images, on every core."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +10,9 @@ from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.images import open_photograph, times_smaller
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.errors import DataError
-from mnet_cli.system.machine import BATCH, cores
+from mnet_cli.system.machine import BATCH
+from mnet_cli.system.threads import in_threads
 
-T = TypeVar("T")
 Output = NDArray[np.float32] | DataError
 Loaded = tuple[ImageFile, Output]  # the input of the network, or the error of the image
 
@@ -60,26 +57,11 @@ def outputs_of(
         ]
 
     if parallel:
-        yield from _in_threads(lambda batch: finish(load(batch)), images, batch_size)
+        yield from in_threads(lambda batch: finish(load(batch)), images, batch_size)
         return
-    loaded = _in_threads(load, images, BATCH)
+    loaded = in_threads(load, images, BATCH)
     while batch := list(islice(loaded, batch_size)):
         yield from finish(batch)
-
-
-def _in_threads(
-    work: Callable[[list[ImageFile]], list[T]], images: Iterable[ImageFile], count: int
-) -> Iterator[T]:
-    """Yield in order what `work` makes of `count` images at a time, on every core."""
-    with ThreadPoolExecutor(cores()) as pool:
-        remaining = iter(images)
-        ahead: deque[Future[list[T]]] = deque()
-        while True:
-            while len(ahead) < 2 * cores() and (some := list(islice(remaining, count))):
-                ahead.append(pool.submit(work, some))
-            if not ahead:
-                return
-            yield from ahead.popleft().result()
 
 
 def _load(image: ImageFile, preprocess: Preprocess, fast: bool) -> NDArray[np.float32] | DataError:

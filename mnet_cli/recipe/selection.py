@@ -9,6 +9,7 @@ from typing import Any
 from mnet_cli.errors import UsageError
 from mnet_cli.recipe.loading import load_recipe, shipped_recipes
 from mnet_cli.recipe.schema import Recipe
+from mnet_cli.system.urls import refuse_credentials
 
 DEFAULT = "v2_flowers"  # the shipped one, whatever the working folder holds
 
@@ -49,11 +50,12 @@ def data_overrides(overrides: Sequence[str], data: str | None) -> list[str]:
         data: The value for `data.root`; None leaves it as it is.
 
     Raises:
-        UsageError: `overrides` sets `data.root` too.
+        UsageError: `overrides` sets `data.root` too, or `data` has credentials in it.
     """
     keys = {override.partition("=")[0].strip() for override in overrides}
     if data is None:
         return ["data.download=null", *overrides] if "data.root" in keys else list(overrides)
+    refuse_credentials(data, "--data")
     if "data.root" in keys:
         raise UsageError(
             f"--data {data}", "given with --set data.root", next_step="Give one of the two"

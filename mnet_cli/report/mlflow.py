@@ -24,6 +24,7 @@ from mnet_cli import __version__
 from mnet_cli.errors import MachineError
 from mnet_cli.recipe import Recipe, plain_values
 from mnet_cli.system.atomic import write_json
+from mnet_cli.system.urls import without_credentials
 from mnet_cli.training.events import COLUMNS, EpochEnded, Event, Row, RunEnded, RunStarted
 
 RECORD = "tracker.json"  # in the run directory: the MLflow run, and whether all is logged
@@ -34,7 +35,6 @@ LONGEST_PARAMETER = 6000  # characters that a server takes
 SHOWN = 200  # characters of a server's error
 GOES_ON = "Training goes on; what is missing is logged at its end"
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
-QUERY = re.compile(r"\?.*")  # a signed address has its signature there
 DEFAULTS = {  # where the user has set nothing: a server that is down must not hold training up
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -174,8 +174,7 @@ class MlflowTracker:
             if isinstance(keys, Mapping)
             for key, value in keys.items()
         }
-        parameters["data.root"] = _without_credentials(self.recipe.data.root)
-        tags = {"mnet.version": __version__, "mnet.data_root": parameters["data.root"]}
+        tags = {"mnet.version": __version__, "mnet.data_root": self.recipe.data.root}
         made = self.client.create_run(
             experiment.experiment_id, run_name=self.run.name, tags=tags
         ).info.run_id
@@ -299,13 +298,8 @@ def _as_parameter(value: object) -> str:
     return text[:LONGEST_PARAMETER]
 
 
-def _without_credentials(address: str) -> str:
-    """A path, or a URL without user, password and query."""
-    return QUERY.sub("", CREDENTIALS.sub("", address)) if "://" in address else address
-
-
 def _address(mlflow: Any) -> str:
-    return _without_credentials(mlflow.get_tracking_uri())
+    return without_credentials(mlflow.get_tracking_uri())
 
 
 def _readable(error: Exception) -> str:

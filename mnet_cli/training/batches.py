@@ -1,6 +1,6 @@
 """Where a phase of training gets its batches: from images, or from cached features."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -70,6 +70,26 @@ class CacheUse:
     rows: int
     fresh: int
     row_bytes: int
+
+
+def cache_use(boundary: Boundary, views: int, features: Sequence[Features]) -> CacheUse:
+    """Say what `features` of `views` views behind a boundary took from the cache."""
+    return CacheUse(
+        boundary=boundary.network["title"],
+        views=views,
+        rows=sum(some.index.size for some in features),
+        fresh=sum(some.fresh for some in features),
+        row_bytes=boundary.row_bytes,
+    )
+
+
+def feature_requests(job: Job, boundary: Boundary, views: Sequence[int]) -> list[FeatureRequest]:
+    """The features of the training images in some views, and those of the validation images."""
+    return [
+        FeatureRequest(boundary, job.train_views(), views),
+        # What is scored is exact: it is never rounded to half precision.
+        FeatureRequest(boundary.exact(), job.val_views(), [1]),
+    ]
 
 
 class BatchSource(Protocol):
@@ -166,7 +186,8 @@ class LiveBatches:
         on_cpu = job.device.type == "cpu"
 
         def predict(images: range) -> Predictions:
-            some = val.take(np.isin(np.arange(len(val)), images))
+            places = np.arange(len(val))
+            some = val.take((images.start <= places) & (places < images.stop))
             return evaluate(
                 classify,
                 job.preprocess,
@@ -208,11 +229,7 @@ class CachedBatches:
         self.module: nn.Module = split_frozen(job.model)[1]
         self.views = sorted(set(view_of.values()))
         self.train, self.val = cached_features(
-            [
-                FeatureRequest(boundary, job.train_views(), self.views),
-                # What is scored is exact: it is never rounded to half precision.
-                FeatureRequest(boundary.exact(), job.val_views(), [1]),
-            ],
+            feature_requests(job, boundary, self.views),
             job.workers,
             job.device,
             on_features,
@@ -220,13 +237,7 @@ class CachedBatches:
         )
         # A head on pooled features takes longer to tell others of than to train.
         self.is_shared = boundary.is_map
-        self.cache: CacheUse | None = CacheUse(
-            boundary=boundary.network["title"],
-            views=len(self.views),
-            rows=self.train.index.size + self.val.index.size,
-            fresh=self.train.fresh + self.val.fresh,
-            row_bytes=boundary.row_bytes,
-        )
+        self.cache: CacheUse | None = cache_use(boundary, len(self.views), [self.train, self.val])
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """As in `BatchSource`."""
@@ -313,10 +324,7 @@ def choose_source(
         return LiveBatches(job, order, epochs, start, frozen=False)
     note = ""
     if cached_views and cached != 0:
-        title = f"{job.recipe.model.arch} {frozen_title(job.model, front)}"
-        known = is_own(job.model)
-        size = job.preprocess.image_size
-        boundary = find_boundary(front, title, size, job.device, is_known=known)
+        boundary = boundary_of(job)
         views = choose_views(job, boundary, epochs, cached)
         try:
             if views:
@@ -327,6 +335,18 @@ def choose_source(
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.
     return LiveBatches(job, order, epochs, start, frozen=job.device.type == "cpu", note=note)
+
+
+def boundary_of(job: Job) -> Boundary:
+    """The frozen part of a job's network, as it is frozen now, ready to run."""
+    front, _ = split_frozen(job.model)
+    return find_boundary(
+        front,
+        f"{job.recipe.model.arch} {frozen_title(job.model, front)}",
+        job.preprocess.image_size,
+        job.device,
+        is_known=is_own(job.model),
+    )
 
 
 def choose_views(

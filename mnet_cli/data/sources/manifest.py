@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mnet_cli.data.image_files import FileImage, ImageFile, Stamp, file_stamp, read_bytes
+from mnet_cli.data.image_files import ImageFile, Stamp, image_at
 from mnet_cli.data.paths import Names
 from mnet_cli.data.sources.base import ImageSource
 from mnet_cli.data.sources.rows import SPLITS, Rows, class_names_of
@@ -26,52 +24,17 @@ from mnet_cli.system.text import printable
 from mnet_cli.system.urls import is_url, refuse_credentials
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
-COLUMNS = ("path", "label", "split")
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """An image file at a URL.
-
-    Attributes:
-        url: Of the file.
-    """
-
-    url: str
-
-    @property
-    def name(self) -> str:
-        """The URL."""
-        return self.url
-
-    @property
-    def where(self) -> str:
-        """The URL."""
-        return self.url
-
-    def read(self) -> bytes:
-        """Read the file; see `ImageFile.read`."""
-        file = find_file(self.url)
-        if file is None:
-            raise DataError(printable(self.url), "does not exist")
-        return file.read()
-
-    def stamp(self) -> None:
-        """Return None: to ask the server costs as much as to read the image."""
-        return None
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ManifestSource(ImageSource):
     """Images that a manifest lists.
 
     Attributes:
         paths: For each image its path or URL.
-        places: For each image its row, counted from 0 (N, 1).
     """
 
-    paths: Names = None  # type: ignore[assignment]  # a field after ones with defaults
-    places: NDArray[np.int64] = None  # type: ignore[assignment]
+    paths: Names
 
     layout = "a .csv or .jsonl file with path, label and perhaps split"
 
@@ -119,7 +82,8 @@ class ManifestSource(ImageSource):
     ) -> Self:
         fields = rows.arranged(root, "all", class_names)
         fields["place"] = root if split == "all" else f"{root}, {split}"
-        return cls(**fields, paths=Names(paths[row] for row in fields["places"][:, 0].tolist()))
+        order = fields.pop("places")[:, 0].tolist()
+        return cls(**fields, paths=Names(paths[row] for row in order))
 
     @classmethod
     def unlabelled(cls, root: str) -> Iterator[ImageFile]:
@@ -130,13 +94,11 @@ class ManifestSource(ImageSource):
                     printable(f"{root}, row {number + 1}"), "no path", next_step=f"Use {cls.layout}"
                 )
             refuse_credentials(str(row["path"]), printable(f"{root}, row {number + 1}"))
-            path = _resolved(root, str(row["path"]))
-            yield StoredImage(path) if is_url(path) else FileImage(Path(path))
+            yield image_at(_resolved(root, str(row["path"])))
 
     def read(self, index: int) -> bytes:
         """Read an image file."""
-        path = self.paths[index]
-        return StoredImage(path).read() if is_url(path) else read_bytes(Path(path))
+        return image_at(self.paths[index]).read()
 
     def where(self, index: int) -> str:
         """The path or URL of an image."""
@@ -144,8 +106,7 @@ class ManifestSource(ImageSource):
 
     def stamp(self, index: int) -> Stamp | None:
         """See `file_stamp`; None for a URL."""
-        path = self.paths[index]
-        return None if is_url(path) else file_stamp(Path(path))
+        return image_at(self.paths[index]).stamp()
 
 
 def _resolved(root: str, path: str) -> str:
@@ -153,7 +114,9 @@ def _resolved(root: str, path: str) -> str:
     if is_url(path):
         return path
     if is_url(root):
-        return f"{root.rpartition('/')[0]}/{posixpath.normpath(path)}"
+        parts = urlsplit(root)
+        joined = posixpath.join(posixpath.dirname(parts.path), path)
+        return urlunsplit((parts.scheme, parts.netloc, posixpath.normpath(joined), "", ""))
     return str(Path(root).parent / path)
 
 
@@ -185,7 +148,14 @@ def _csv_rows(root: str, text: str) -> Iterator[Mapping[str, Any]]:
                 f"has no column path; its columns are {printable(', '.join(columns)) or 'none'}",
                 next_step="Put path,label or path,label,split in the first line",
             )
-        yield from reader
+        for row in reader:
+            if None in row:  # DictReader's key of what is too much
+                raise DataError(
+                    f"{printable(root)}, line {reader.line_num}",
+                    f"has more fields than the {len(columns)} columns",
+                    next_step="Put names with commas in double quotes",
+                )
+            yield row
     except csv.Error as error:
         raise DataError(
             f"{printable(root)}, line {reader.line_num}",

@@ -7,112 +7,57 @@ of their group, so a group is unpacked on the local disk when one of its images 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mnet_cli.data.image_files import ImageFile, Stamp
-from mnet_cli.data.sources.base import ImageSource
-from mnet_cli.data.sources.rows import SPLITS, Rows, below_class, class_names_of
-from mnet_cli.data.storage import StoredFile, StoredStream, find_file, keep_unpacked, list_files
+from mnet_cli.data.image_files import Stamp
+from mnet_cli.data.sources.packed import PackedSource
+from mnet_cli.data.sources.rows import SPLITS, Rows, below_class
+from mnet_cli.data.storage import StoredFile, StoredStream, list_files, read_unpacked
 from mnet_cli.errors import DataError, MachineError
 from mnet_cli.system.text import printable
 
-SUFFIX = ".parquet"
 
+class ParquetSource(PackedSource):
+    """Images in Parquet files; the place of one is its file, row group and row there (N, 3)."""
 
-@dataclass(frozen=True, eq=False)
-class ParquetSource(ImageSource):
-    """Images in Parquet files.
-
-    Attributes:
-        files: The files.
-        places: For each image its file, its row group and its row there (N, 3).
-    """
-
-    files: tuple[StoredFile, ...] = ()
-    places: NDArray[np.int64] = None  # type: ignore[assignment]  # a field after ones with defaults
-
+    suffix = ".parquet"
     layout = (
         "Parquet files, such as ROOT/train/shard-00000.parquet or ROOT/data/train-00000.parquet, "
         "with the columns image and label"
     )
 
     @classmethod
-    def matches(cls, root: str) -> bool:
-        """Whether `root` is a Parquet file, or a folder with such files."""
-        return root.endswith(SUFFIX) or bool(_files(root))
+    def find_splits(cls, root: str) -> dict[str, list[StoredFile]]:
+        """See `PackedSource.find_splits`."""
+        found: dict[str, list[StoredFile]] = {}
+        for file in list_files(root, depth=2, suffix=cls.suffix):
+            below = file.name[len(root.rstrip("/")) + 1 :]
+            found.setdefault(_split_of(below), []).append(file)
+        known = [split for split in ("train", "val", "test") if split in found]
+        return {split: found[split] for split in known} or found
 
     @classmethod
-    def splits(cls, root: str) -> tuple[str, ...]:
-        """See `ImageSource.splits`; no file is read."""
-        return tuple(_files(root))
-
-    @classmethod
-    def open(cls, root: str) -> dict[str, Self]:
-        """List the rows of all files; see `ImageSource.open`."""
-        return cls._open(root, is_labelled=True)
-
-    @classmethod
-    def unlabelled(cls, root: str) -> Iterator[ImageFile]:
-        """See `ImageSource.unlabelled`."""
-        for source in cls._open(root, is_labelled=False).values():
-            yield from source
-
-    @classmethod
-    def _open(cls, root: str, *, is_labelled: bool) -> dict[str, Self]:
-        files, rows = _files(root), {}
-        if not files:
-            raise DataError(
-                printable(root),
-                "no Parquet files",
-                next_step=f"Arrange the images as in {cls.layout}",
-            )
-        for split, some in files.items():
-            rows[split] = Rows()
-            for number, file in enumerate(some):
-                _add(rows[split], number, file, is_labelled=is_labelled)
-        names = class_names_of(rows)
-        return {
-            split: cls(**some.arranged(root, split, names), files=tuple(files[split]))
-            for split, some in rows.items()
-        }
+    def read_rows(cls, root: str, files: Sequence[StoredFile], *, is_labelled: bool) -> Rows:
+        """See `PackedSource.read_rows`."""
+        rows = Rows()
+        for number, file in enumerate(files):
+            _add(rows, number, file, is_labelled=is_labelled)
+        return rows
 
     def read(self, index: int) -> bytes:
         """Read an image from the group that it is in."""
-        number, group, row = self.places[index].tolist()
-        file = self.files[number]
-        return keep_unpacked(f"{file.key}-{group}", row, lambda: _images(file, group))
-
-    def where(self, index: int) -> str:
-        """The file and the name of an image."""
-        return f"{self.files[int(self.places[index, 0])].name}: {self.names[index]}"
+        _, group, row = self.places[index].tolist()
+        file = self.file_of(index)
+        return read_unpacked(f"{file.key}-{group}", row, lambda: _images(file, group))
 
     def stamp(self, index: int) -> Stamp | None:
         """The place of the image, and the version of its file."""
-        number, group, row = self.places[index].tolist()
-        return f"{self.files[number].key} {group} {row}", self.files[number].size, 0, 0
-
-
-def _files(root: str) -> dict[str, list[StoredFile]]:
-    """The files of each split, by name; empty if there are none."""
-    if root.endswith(SUFFIX):
-        file = find_file(root)
-        if file is None:
-            raise DataError(printable(root), "does not exist")
-        return {"all": [file]}
-    found: dict[str, list[StoredFile]] = {}
-    with suppress(DataError):
-        for file in list_files(root, depth=2, suffix=SUFFIX):
-            below = file.name[len(root.rstrip("/")) + 1 :]
-            found.setdefault(_split_of(below), []).append(file)
-    known = [split for split in ("train", "val", "test") if split in found]
-    return {split: found[split] for split in known} or found
+        _, group, row = self.places[index].tolist()
+        file = self.file_of(index)
+        return f"{file.key} {group} {row}", file.size, 0, 0
 
 
 def _split_of(name: str) -> str:

@@ -19,7 +19,7 @@ from mnet_cli.system.urls import is_url
 DEEPEST = 20  # levels of folders
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StoredFolderSource(ImageSource):
     """Images in class folders at a URL.
 
@@ -28,8 +28,8 @@ class StoredFolderSource(ImageSource):
         places: For each image its file (N, 1).
     """
 
-    files: tuple[StoredFile, ...] = ()
-    places: NDArray[np.int64] = None  # type: ignore[assignment]  # a field after ones with defaults
+    files: tuple[StoredFile, ...]
+    places: NDArray[np.int64]
 
     layout = "class folders at a URL, such as s3://bucket/photos/train/daisy/1.jpg"
     general = True

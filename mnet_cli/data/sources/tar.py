@@ -9,21 +9,18 @@ each image begins is then kept in the cache, so that images are read at random.
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Self
 
-import numpy as np
 import platformdirs
-from numpy.typing import NDArray
 
-from mnet_cli.data.image_files import ImageFile, Stamp
-from mnet_cli.data.sources.base import ImageSource
+from mnet_cli.data.image_files import Stamp
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS
-from mnet_cli.data.sources.rows import SPLITS, Rows, below_class, class_names_of
+from mnet_cli.data.sources.packed import PackedSource
+from mnet_cli.data.sources.rows import SPLITS, Rows, below_class
 from mnet_cli.data.storage import StoredFile, StoredStream, find_file, list_files
 from mnet_cli.errors import DataError, MnetError
 from mnet_cli.system.atomic import write_json
@@ -36,18 +33,10 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 CLASSES = "classes.txt"
 
 
-@dataclass(frozen=True, eq=False)
-class TarSource(ImageSource):
-    """Images in tar shards.
+class TarSource(PackedSource):
+    """Images in tar shards; the place of one is its shard, its first byte and its bytes (N, 3)."""
 
-    Attributes:
-        shards: The files.
-        places: For each image its shard, and its first byte and number of bytes there (N, 3).
-    """
-
-    shards: tuple[StoredFile, ...] = ()
-    places: NDArray[np.int64] = None  # type: ignore[assignment]  # a field after ones with defaults
-
+    suffix = ".tar"
     layout = (
         "tar shards, such as ROOT/train/shard-00000.tar and ROOT/val/shard-00000.tar, or "
         "ROOT/shards-00000.tar, with KEY.jpg and KEY.cls or KEY.json"
@@ -56,59 +45,57 @@ class TarSource(ImageSource):
     @classmethod
     def matches(cls, root: str) -> bool:
         """Whether `root` is a tar file, or a folder with tar files in it or in its splits."""
-        if root.endswith((".tar", *COMPRESSED)):
-            return True
-        return any(_files(root).values())
+        return root.endswith(COMPRESSED) or super().matches(root)
 
     @classmethod
-    def splits(cls, root: str) -> tuple[str, ...]:
-        """See `ImageSource.splits`; no shard is read."""
-        return tuple(_files(root))
+    def find_splits(cls, root: str) -> dict[str, list[StoredFile]]:
+        """See `PackedSource.find_splits`.
 
-    @classmethod
-    def open(cls, root: str) -> dict[str, Self]:
-        """List the images of all shards; see `ImageSource.open`."""
-        return cls._open(root, is_labelled=True)
-
-    @classmethod
-    def unlabelled(cls, root: str) -> Iterator[ImageFile]:
-        """See `ImageSource.unlabelled`."""
-        for source in cls._open(root, is_labelled=False).values():
-            yield from source
-
-    @classmethod
-    def _open(cls, root: str, *, is_labelled: bool) -> dict[str, Self]:
-        files, classes = _files(root), _classes(root)
-        if not files:
+        Raises:
+            DataError: `root` is a compressed tar file.
+        """
+        if root.endswith(COMPRESSED):
             raise DataError(
-                printable(root), "no tar shards", next_step=f"Arrange the images as in {cls.layout}"
+                printable(root),
+                "is compressed, so that its images cannot be read one by one",
+                next_step="Unpack it to .tar: images are compressed already",
             )
-        rows, shards = {}, {}
-        for split, some in files.items():
-            rows[split], shards[split] = Rows(), tuple(some)
-            with ThreadPoolExecutor(READERS) as pool:
-                for number, index in enumerate(pool.map(_index, some)):
-                    _add(rows[split], number, index, classes, is_labelled=is_labelled)
-        names = classes or class_names_of(rows)
-        return {
-            split: cls(**some.arranged(root, split, names), shards=shards[split])
-            for split, some in rows.items()
-        }
+        found: dict[str, list[StoredFile]] = {}
+        for folder, split in SPLITS.items():
+            if shards := list_files(f"{root.rstrip('/')}/{folder}", suffix=cls.suffix):
+                found[split] = shards
+        if not found and (shards := list_files(root, suffix=cls.suffix)):
+            found["all"] = shards
+        return found
+
+    @classmethod
+    def class_list(cls, root: str) -> list[str] | None:
+        """The names of the classes in `classes.txt`, a line each; None without that file."""
+        folder = root.rpartition("/")[0] if root.endswith(cls.suffix) else root.rstrip("/")
+        file = find_file(f"{folder}/{CLASSES}" if folder else CLASSES)
+        if file is None:
+            return None
+        text = file.read().decode("utf-8", "surrogateescape")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    @classmethod
+    def read_rows(cls, root: str, files: Sequence[StoredFile], *, is_labelled: bool) -> Rows:
+        """See `PackedSource.read_rows`."""
+        rows, classes = Rows(), cls.class_list(root)
+        with ThreadPoolExecutor(READERS) as pool:
+            for number, index in enumerate(pool.map(_index, files)):
+                _add(rows, number, index, classes, is_labelled=is_labelled)
+        return rows
 
     def read(self, index: int) -> bytes:
         """Read an image from its shard."""
-        shard, start, size = self.places[index].tolist()
-        return self.shards[int(shard)].read(start, size)
-
-    def where(self, index: int) -> str:
-        """The shard and the name of an image."""
-        shard = self.shards[int(self.places[index, 0])]
-        return f"{shard.name}: {self.names[index]}"
+        _, start, size = self.places[index].tolist()
+        return self.file_of(index).read(start, size)
 
     def stamp(self, index: int) -> Stamp | None:
         """The place of the image, and the version of its shard."""
-        shard, start, size = self.places[index].tolist()
-        return f"{self.shards[shard].key} {start}", size, 0, 0
+        _, start, size = self.places[index].tolist()
+        return f"{self.file_of(index).key} {start}", size, 0, 0
 
 
 @dataclass(frozen=True)
@@ -130,44 +117,6 @@ class Index:
     paths: list[str | None]
     spans: list[tuple[int, int]]
     ignored: list[str]
-
-
-def _files(root: str) -> dict[str, list[StoredFile]]:
-    """The shards of each split, by name; empty if there are none."""
-    if root.endswith(COMPRESSED):
-        raise DataError(
-            printable(root),
-            "is compressed, so that its images cannot be read one by one",
-            next_step="Unpack it to .tar: images are compressed already",
-        )
-    if root.endswith(".tar"):
-        file = find_file(root)
-        if file is None:
-            raise DataError(printable(root), "does not exist")
-        return {"all": [file]}
-    found: dict[str, list[StoredFile]] = {}
-    for folder, split in SPLITS.items():
-        if shards := _shards_in(f"{root.rstrip('/')}/{folder}"):
-            found[split] = shards
-    if not found and (shards := _shards_in(root)):
-        found["all"] = shards
-    return found
-
-
-def _shards_in(folder: str) -> list[StoredFile]:
-    with suppress(DataError):
-        return list_files(folder, suffix=".tar")
-    return []
-
-
-def _classes(root: str) -> list[str] | None:
-    """The names of the classes that `classes.txt` lists, a line each; None without it."""
-    folder = root.rpartition("/")[0] if root.endswith(".tar") else root.rstrip("/")
-    file = find_file(f"{folder}/{CLASSES}" if folder else CLASSES)
-    if file is None:
-        return None
-    text = file.read().decode("utf-8", "surrogateescape")
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _add(
