@@ -1,8 +1,8 @@
-"""The processes that train one network together: who they are, and what they tell each other.
+"""The processes that train one network together: their ranks, their sums and their errors.
 
 A launcher such as torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT (https://docs.pytorch.org/docs/stable/elastic/run.html). They meet in torch.distributed:
-tensors are summed by gloo or NCCL, and a store of small values tells of errors.
+MASTER_PORT (https://docs.pytorch.org/docs/stable/elastic/run.html). torch.distributed connects
+them: gloo or NCCL sums tensors, and a store of small values passes errors on.
 """
 
 import json
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MEETING = timedelta(minutes=10)  # for all processes to start, and to take part in one sum
-BEAT = 1.0  # seconds between two looks at the store for errors
-SILENCE = 20.0  # seconds without a sign of life after which a process counts as dead
-LAST_WORDS = 5.0  # seconds that the error of a process may take to arrive after its connection ends
-FAREWELL = 10.0  # seconds that a process waits until process 0 has reported its error
+GROUP_TIMEOUT = timedelta(minutes=10)  # for all processes to start, and to take part in one sum
+HEARTBEAT = 1.0  # seconds between two looks at the store, and two signs that a process lives
+HEARTBEAT_TIMEOUT = 20.0  # seconds without such a sign after which a process counts as dead
+ERROR_TIMEOUT = 5.0  # seconds to wait for the error of a process whose connection ended
+EXIT_TIMEOUT = 10.0  # seconds that a process waits until process 0 has reported its error
 LONGEST_PAUSE = 0.05  # seconds between two looks at a barrier
 
 # Variables by which other launchers say how many copies they start.
@@ -110,7 +110,7 @@ class LaunchedGroup(ProcessGroup):
     """Processes that a launcher has started; a context manager that joins and leaves them.
 
     If the block ends with an error in one process, it ends in all of them with that error, within
-    `BEAT` seconds wherever `check` is called or processes wait for each other.
+    `HEARTBEAT` seconds wherever `check` is called or processes wait for each other.
 
     Args:
         rank: As in `ProcessGroup`.
@@ -125,7 +125,7 @@ class LaunchedGroup(ProcessGroup):
         # Without --rdzv-id every run is called "none"; then the agent's process tells them apart.
         self.launch = run if run != "none" else f"{platform.node()}-{os.getppid()}"
         self._barriers = 0
-        self._told: BaseException | None = None
+        self._failure: BaseException | None = None
         self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -140,11 +140,11 @@ class LaunchedGroup(ProcessGroup):
             backend = "cpu:gloo,cuda:nccl"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            found, _, _ = next(rendezvous("env://", timeout=MEETING))
+            found, _, _ = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
             # torchrun keeps the store, and what is in it, when it starts all processes again.
             store = PrefixStore(f"start {self.restarts}", found)
             dist.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.size, timeout=MEETING
+                backend, store=store, rank=self.rank, world_size=self.size, timeout=GROUP_TIMEOUT
             )
         except (RuntimeError, ValueError) as error:
             raise MachineError(
@@ -154,8 +154,8 @@ class LaunchedGroup(ProcessGroup):
                 next_step="Check MASTER_ADDR, MASTER_PORT and that all processes were started",
             ) from error
         self._store = PrefixStore("mnet", store)
-        self._watch = threading.Thread(target=self._listen, daemon=True)
-        self._watch.start()
+        self._watcher = threading.Thread(target=self._watch_others, daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(
@@ -171,18 +171,18 @@ class LaunchedGroup(ProcessGroup):
                 self.barrier()
         finally:
             if error is not None:
-                self._tell(error)
+                self._report(error)
                 _release(error)
             self._is_over.set()
-            self._watch.join()
+            self._watcher.join()
             with suppress(RuntimeError, ValueError):
                 dist.destroy_process_group()  # what waits for this process goes on with an error
-            self._say_farewell()
+            self._wait_for_main()
 
     def check(self) -> None:
         """As in `ProcessGroup`."""
-        if self._told is not None:
-            raise self._told
+        if self._failure is not None:
+            raise self._failure
 
     def from_main(self, make: Callable[[], T]) -> T:
         """As in `ProcessGroup`."""
@@ -258,49 +258,49 @@ class LaunchedGroup(ProcessGroup):
         try:
             yield
         except RuntimeError as error:
-            ends = time.monotonic() + LAST_WORDS
-            while self._told is None and time.monotonic() < ends:
+            ends = time.monotonic() + ERROR_TIMEOUT
+            while self._failure is None and time.monotonic() < ends:
                 time.sleep(0.1)
-            if self._told is None:
-                self._told = _died("another process")
-            raise self._told from error
+            if self._failure is None:
+                self._failure = _lost("another process")
+            raise self._failure from error
 
-    def _listen(self) -> None:
+    def _watch_others(self) -> None:
         """Look in the store for errors and signs of life, until the block ends."""
         watched = [rank for rank in range(self.size) if rank != self.rank]
         if not self.is_main:
             watched = [0]  # which watches all others
-        beats = dict.fromkeys(watched, (0, time.monotonic()))
+        heartbeats = dict.fromkeys(watched, (0, time.monotonic()))
         try:
-            while self._told is None:
+            while self._failure is None:
                 self._store.add(f"alive/{self.rank}", 1)
                 if self._store.check(["error"]):
-                    self._told = _from_text(self._store.get("error").decode())
+                    self._failure = _from_text(self._store.get("error").decode())
                 for rank in watched:
                     count, now = self._store.add(f"alive/{rank}", 0), time.monotonic()
-                    if count != beats[rank][0]:
-                        beats[rank] = count, now
-                    elif now - beats[rank][1] > SILENCE and self._told is None:
-                        self._told = _died(f"process {rank}")
-                if self._is_over.wait(BEAT):
+                    if count != heartbeats[rank][0]:
+                        heartbeats[rank] = count, now
+                    elif now - heartbeats[rank][1] > HEARTBEAT_TIMEOUT and self._failure is None:
+                        self._failure = _lost(f"process {rank}")
+                if self._is_over.wait(HEARTBEAT):
                     return
         except RuntimeError:  # the store has ended with process 0
-            if self._told is None:
-                self._told = _died("process 0")
+            if self._failure is None:
+                self._failure = _lost("process 0")
 
-    def _tell(self, error: BaseException) -> None:
+    def _report(self, error: BaseException) -> None:
         """Put an error into the store, unless there is an earlier one."""
         with suppress(RuntimeError):
             self._store.compare_set("error", "", _as_text(error))
 
-    def _say_farewell(self) -> None:
+    def _wait_for_main(self) -> None:
         """Wait until process 0 has written what there is to write, and it until all know that.
 
         torchrun stops all processes when it sees that one has failed, and process 0 may hold the
         store.
         """
         with suppress(RuntimeError):
-            left, ends = self._store.add("left", 1), time.monotonic() + FAREWELL
+            left, ends = self._store.add("left", 1), time.monotonic() + EXIT_TIMEOUT
             if self.is_main:
                 self._store.set("main left", "")
             while time.monotonic() < ends:
@@ -357,7 +357,7 @@ def _number(name: str) -> int:
     return int(value)
 
 
-def _died(who: str) -> MachineError:
+def _lost(who: str) -> MachineError:
     return MachineError(
         who,
         "ended without an error message, perhaps killed for lack of memory",
@@ -381,5 +381,5 @@ def _from_text(text: str) -> BaseException:
     if "signal" in content:
         return StopSignal(content["signal"])
     kind = getattr(errors, content["kind"], MnetError)
-    told: MnetError = kind(*content["parts"])
-    return told
+    failure: MnetError = kind(*content["parts"])
+    return failure

@@ -225,7 +225,9 @@ def sum_gradients(module: nn.Module, loss: Tensor, group: ProcessGroup) -> Tenso
     return total
 
 
-def in_lockstep(batches: Iterable[T], group: ProcessGroup, signals: DeferredSignals) -> Iterator[T]:
+def synchronized_batches(
+    batches: Iterable[T], group: ProcessGroup, signals: DeferredSignals
+) -> Iterator[T]:
     """Yield this process's batches, each once all processes have theirs.
 
     A signal to one process, or an image that one cannot read, thereby stops all of them between

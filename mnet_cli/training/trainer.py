@@ -20,7 +20,7 @@ from mnet_cli.recipe import Phase
 from mnet_cli.system.atomic import write_csv
 from mnet_cli.system.signals import DeferredSignals, StopSignal
 from mnet_cli.training.batches import BatchSource, TrainBatch, choose_source
-from mnet_cli.training.distributed import Share, in_lockstep, share_of, sum_gradients
+from mnet_cli.training.distributed import Share, share_of, sum_gradients, synchronized_batches
 from mnet_cli.training.events import (
     COLUMNS,
     BatchTrained,
@@ -242,7 +242,7 @@ class Trainer:
         with self.signals.defer() if together else nullcontext():
             batches: Iterable[TrainBatch] = self.source.batches(epoch, len(progress))
             if together:
-                batches = in_lockstep(batches, self.group, self.signals)
+                batches = synchronized_batches(batches, self.group, self.signals)
             for batch in batches:
                 with self.signals.defer():  # a step is taken whole or not at all
                     self._is_consistent = False
