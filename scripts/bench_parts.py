@@ -24,7 +24,7 @@ from torchvision import transforms
 from mnet_cli.data.augment import Augmentation
 from mnet_cli.data.image_files import FileImage
 from mnet_cli.data.images import open_photograph, read_image, times_smaller
-from mnet_cli.data.loader import ViewDataset, key_batches, load_views
+from mnet_cli.data.loader import ViewDataset, load_views
 from mnet_cli.data.preprocess import Preprocess, eval_array
 from mnet_cli.data.sources import open_checked
 from mnet_cli.data.validate import check_images
@@ -64,10 +64,9 @@ def parts_of(root: Path, weights: Path, scratch: Path) -> dict[str, Callable[[],
         return ViewDataset(images, labels, sha256, PREPROCESS, crops, next(seed))
 
     def decode() -> int:
-        keys = np.stack([np.ones(len(paths), np.int64), np.arange(len(paths))], axis=1)
-        batches = load_views(
-            views(), key_batches(keys, BATCH), cores(), CPU, transform=lambda x: x[:, 0, 0, :1]
-        )
+        keys = [(1, index) for index in range(len(paths))]
+        some = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+        batches = load_views(views(), some, cores(), CPU, transform=lambda x: x[:, 0, 0, :1])
         return sum(len(batch) for batch, _ in batches)
 
     def forward() -> int:

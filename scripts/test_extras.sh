@@ -3,7 +3,7 @@
 # Usage: scripts/test_extras.sh [EXTRA …]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- openvino tflite executorch coreml mlflow
+[ $# -gt 0 ] || set -- openvino tflite executorch coreml mlflow ray
 for extra in "$@"; do
     echo "== $extra"
     environment=".venv-$extra"
@@ -12,6 +12,7 @@ for extra in "$@"; do
     case $extra in
     mlflow) "$environment/bin/python" -m pip install --quiet mlflow # for its server
         tests=(-m mlflow tests/test_report_mlflow.py) ;;
+    ray) tests=(-m ray tests/test_system_cluster.py) ;;
     *) tests=(tests/test_export.py tests/test_formats_load.py) ;;
     esac
     # -p: a plugin that comes with litert-torch trips over the newest pytest

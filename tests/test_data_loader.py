@@ -13,7 +13,6 @@ from mnet_cli.data.images import read_image
 from mnet_cli.data.loader import (
     EpochBatches,
     ViewDataset,
-    key_batches,
     load_views,
     seed_of,
 )
@@ -124,8 +123,3 @@ def test_a_transform_takes_each_batch_where_it_is_loaded(photos, workers):
     for (images, labels), (found, others) in zip(plain, changed, strict=True):
         assert np.array_equal(found.numpy(), means(images.numpy()))
         assert torch.equal(labels, others)
-
-
-def test_given_keys_come_in_their_order():
-    keys = np.asarray([(1, 5), (2, 5), (1, 0)])
-    assert list(key_batches(keys, 2)) == [[(1, 5), (2, 5)], [(1, 0)]]

@@ -11,8 +11,9 @@ import typer
 from mnet_cli import __version__
 from mnet_cli.cli import console
 from mnet_cli.cli.bench import bench
-from mnet_cli.cli.cache import clear, show_cache
-from mnet_cli.cli.data import check, fetch, sample, split
+from mnet_cli.cli.cache import clear, fill, show_cache
+from mnet_cli.cli.data import check, fetch, pack, sample, split
+from mnet_cli.cli.embed import embed
 from mnet_cli.cli.evaluate import evaluate
 from mnet_cli.cli.export import export
 from mnet_cli.cli.info import info
@@ -92,6 +93,7 @@ app = _group(
         "train": train,
         "eval": evaluate,
         "predict": predict,
+        "embed": embed,
         "export": export,
         "bench": bench,
         "info": info,
@@ -99,13 +101,16 @@ app = _group(
 )
 app.add_typer(
     _group(
-        "Create, download, split and check data sets.",
-        {"sample": sample, "fetch": fetch, "split": split, "check": check},
+        "Create, download, split, pack and check data sets.",
+        {"sample": sample, "fetch": fetch, "split": split, "pack": pack, "check": check},
     ),
     name="data",
 )
 app.add_typer(
-    _group("Show and clear cached features.", {"info": show_cache, "clear": clear}),
+    _group(
+        "Show, fill and clear the cache of features.",
+        {"info": show_cache, "fill": fill, "clear": clear},
+    ),
     name="cache",
 )
 app.add_typer(

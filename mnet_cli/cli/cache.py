@@ -1,13 +1,19 @@
 """`mnet cache`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mnet_cli.cli import console
+from mnet_cli.cli.options import OverrideOption, RayOption
+from mnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mnet_cli.features.cache import CachedFolder
+    from mnet_cli.training.batches import CacheUse
 
 
 def show_cache() -> None:
@@ -30,6 +36,48 @@ def show_cache() -> None:
         ],
     }
     console.show(document, lambda: _show(document, folders))
+
+
+def fill(
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="A recipe file, or the name of a shipped recipe.",
+            show_default="v2_flowers, with --data",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Replaces data.root, as in mnet train.", show_default="the recipe's"),
+    ] = None,
+    overrides: OverrideOption = None,
+    ray: RayOption = None,
+) -> None:
+    """Compute the features that a recipe trains on, so that training begins at once."""
+    from mnet_cli.recipe import select_recipe
+    from mnet_cli.training.data_root import with_validation
+    from mnet_cli.training.fill import fill_cache
+    from mnet_cli.training.prepare import prepare_data
+
+    if not recipe and not data:
+        raise UsageError("mnet cache fill", "no recipe", next_step='Add "--recipe NAME"')
+    resolved = with_validation(select_recipe(recipe, overrides or [], data), console.note)
+    with console.bar("checking images") as on_progress:
+        images = prepare_data(resolved, on_progress)
+    console.notes(images.notes)
+    with console.bar("weights", unit="B") as on_weights, console.bar("features") as on_features:
+        found = fill_cache(resolved, images, ray, on_features, on_weights)
+    console.show([asdict(one) for one in found], lambda: _show_filled(found))
+
+
+def _show_filled(found: "Sequence[CacheUse]") -> None:
+    for one in found:
+        console.line(
+            f"{one.boundary}: {one.rows:,} rows, {one.fresh:,} computed, "
+            f"{one.rows - one.fresh:,} found, {one.row_bytes:,} bytes each"
+        )
 
 
 def clear() -> None:

@@ -10,8 +10,9 @@ from mnet_cli.cli.options import (
     CheckpointOption,
     DeviceOption,
     FastDecodeOption,
+    RayOption,
 )
-from mnet_cli.errors import DataError, RefusedError
+from mnet_cli.errors import DataError, RefusedError, UsageError
 from mnet_cli.system.text import listing, readable
 
 if TYPE_CHECKING:
@@ -23,13 +24,17 @@ MAX_JSON_CLASSES = 100  # whose confusion matrix --json gives: 10,000 lines
 
 
 def evaluate(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="Labelled images: a data set of any kind, or a URL of one.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     checkpoint: CheckpointOption = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Labelled images, such as a folder with one folder for each class.",
-            show_default="the recipe's",
-        ),
+        typer.Option(help="The same as PATH."),
     ] = None,
     split: Annotated[
         Literal["train", "val", "test"] | None,
@@ -42,8 +47,12 @@ def evaluate(
     batch_size: BatchSizeOption = 8,
     fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
+    ray: RayOption = None,
 ) -> None:
     """Evaluate a trained model on labelled images and list the wrong predictions."""
+    if path and data:
+        raise UsageError(f"--data {data}", f"given with {path}", next_step="Give one of the two")
+
     from mnet_cli.inference import evaluate as evaluation
     from mnet_cli.inference.classifier import open_classifier
     from mnet_cli.training.run_directory import latest_run
@@ -53,7 +62,7 @@ def evaluate(
     if classifier.note:
         console.note(f"note: {classifier.note}")
     with console.bar("checking images") as on_progress:
-        images = open_images(classifier, data, on_progress)
+        images = open_images(classifier, path or data, on_progress)
     console.notes(images.notes)
     chosen = split or ("all" if "all" in images.splits else "val")
     if chosen not in images.splits:
@@ -64,17 +73,27 @@ def evaluate(
         )
     samples = images.splits[chosen]
     with console.bar("evaluating") as on_progress:
-        result = evaluation.evaluate(
-            classifier.classify,
-            classifier.preprocess,
-            images.files(chosen),
-            samples.labels,
-            classifier.class_names,
-            batch_size=batch_size,
-            fast_decode=fast_decode,
-            parallel=classifier.parallel,
-            on_progress=on_progress,
-        )
+        if ray:
+            result = evaluation.evaluate_on_cluster(
+                evaluation.LabelledImages(
+                    classifier.source, device, samples, batch_size, fast_decode
+                ),
+                classifier.class_names,
+                ray,
+                on_progress,
+            )
+        else:
+            result = evaluation.evaluate(
+                classifier.classify,
+                classifier.preprocess,
+                images.files(chosen),
+                samples.labels,
+                classifier.class_names,
+                batch_size=batch_size,
+                fast_decode=fast_decode,
+                parallel=classifier.parallel,
+                on_progress=on_progress,
+            )
     document = {
         "checkpoint": classifier.source,
         "data": readable(images.root),

@@ -42,3 +42,12 @@ OverrideOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.epochs=3."
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on a Ray cluster: its address, auto for the running one, or local.",
+        show_default="on this machine",
+    ),
+]

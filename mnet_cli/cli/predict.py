@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,14 @@ from mnet_cli.cli.options import (
     CheckpointOption,
     DeviceOption,
     FastDecodeOption,
+    RayOption,
 )
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.system.text import printable, readable
 
 if TYPE_CHECKING:
     from mnet_cli.inference.predict import Prediction
+    from mnet_cli.inference.rows import Written
 
 Write = Callable[["Prediction"], None]
 STDIN = "-"
@@ -49,11 +52,24 @@ def predict(
     force: Annotated[
         bool, typer.Option("--force", help="Let --plot replace an existing file.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write Parquet files into this folder; the same command adds what is missing.",
+            show_default="print",
+        ),
+    ] = None,
     batch_size: BatchSizeOption = 8,
     fast_decode: FastDecodeOption = False,
     device: DeviceOption = "auto",
+    ray: RayOption = None,
 ) -> None:
     """Classify one or many photographs."""
+    for option, given in (("--csv", as_csv), ("--topk", topk), ("--plot", plot)):
+        if out and given:
+            raise UsageError(option, "has no effect with --out, which writes all probabilities")
+    if ray and not out:
+        raise UsageError("--ray", "given without --out", next_step='Add "--out DIR"')
     if as_csv and console.settings.json:
         raise UsageError("--csv", "cannot be used with --json", next_step="Use one of the two")
     if as_csv and topk:
@@ -78,7 +94,15 @@ def predict(
     from mnet_cli.training.run_directory import latest_run
 
     prediction.refuse_unmatched(path for path in paths if path != STDIN)
-    images = prediction.find_images(_arguments(paths))
+    images = prediction.find_images(arguments(paths))
+    if out:
+        from mnet_cli.inference.rows import PredictionRows, write_parts
+
+        source = PredictionRows(checkpoint or latest_run(), device, reject, batch_size, fast_decode)
+        with console.bar("predicting") as on_progress:
+            written = write_parts(source, images, out, ray, on_progress)
+        show_written(out, written)
+        return
     first = list(islice(images, 2))
     one = len(first) == 1
     if plot and not one:
@@ -121,7 +145,7 @@ def predict(
         )
 
 
-def _arguments(paths: list[str]) -> Iterator[str]:
+def arguments(paths: list[str]) -> Iterator[str]:
     """The paths of the command line; `-` stands for the lines of stdin, however they end."""
     for path in paths:
         if path != STDIN:
@@ -132,6 +156,27 @@ def _arguments(paths: list[str]) -> Iterator[str]:
             )
         else:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+
+
+def show_written(out: Path, written: "Written") -> None:
+    """Print what was written into `out`.
+
+    Raises:
+        DataError: There are errors among the rows.
+    """
+    console.show(
+        {"out": out, **asdict(written)},
+        lambda: console.line(
+            f"{out}: {written.images:,} images, {written.fresh:,} computed now, "
+            f"{written.errors:,} errors"
+        ),
+    )
+    if written.errors:
+        raise DataError(
+            str(out),
+            f"{written.errors} row{'s' * (written.errors > 1)} with an error",
+            next_step="See the column error for the reasons",
+        )
 
 
 def _line_writer(names: tuple[str, ...], count: int, reject: float, *, one: bool) -> Write:

@@ -174,12 +174,6 @@ class EpochBatches:
             yield [(epoch, index) for index in indices.tolist()]
 
 
-def key_batches(keys: NDArray[np.int64], batch_size: int) -> Iterator[list[Key]]:
-    """Divide keys (N, 2), pairs of pass and index, into batches in their order."""
-    for start in range(0, len(keys), batch_size):
-        yield [(number, index) for number, index in keys[start : start + batch_size].tolist()]
-
-
 def load_views(
     views: ViewDataset | JoinedViews,
     batches: Iterable[list[Key]],

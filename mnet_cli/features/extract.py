@@ -1,9 +1,11 @@
 """From photographs to rows of the cache, through the frozen part of a network."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_cli.data.augment import PIXELS
-from mnet_cli.data.loader import JoinedViews, Key, ViewDataset, key_batches, load_views
-from mnet_cli.errors import MachineError
+from mnet_cli.data.loader import JoinedViews, Key, ViewDataset, load_views
+from mnet_cli.errors import DataError, MachineError
 from mnet_cli.features.boundary import Boundary
 from mnet_cli.features.cache import cache_root, make_room, open_folder
 from mnet_cli.features.store import Keys, Rows, open_rows, record_type, row_keys, write_shard
+from mnet_cli.models.forward import Forward
 from mnet_cli.system.machine import BATCH
 from mnet_cli.system.process_group import ProcessGroup
 
@@ -86,12 +89,83 @@ class Features:
         return self.rows.take(self.index[view, images])
 
 
+@dataclass(frozen=True)
+class MissingViews(Sequence[list[Key]]):
+    """The views that are missing, `BATCH` at a time; a batch is of one request.
+
+    Attributes:
+        views: The images of all requests.
+        keys: For each request the number and the image of each view (n, 2), where images are
+            counted on over all requests.
+        forward: The frozen part.
+    """
+
+    views: JoinedViews
+    keys: Sequence[NDArray[np.int64]]
+    forward: Forward
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """For each request its first batch, and their number."""
+        return [0, *accumulate(-(-len(keys) // BATCH) for keys in self.keys)]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The request of a batch, and its first view there."""
+        request = bisect_right(self._firsts, number) - 1
+        return request, (number - self._firsts[request]) * BATCH
+
+    def __getitem__(self, number: int) -> list[Key]:  # type: ignore[override]  # no slices
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        request, start = self.place(number)
+        return [(key, image) for key, image in self.keys[request][start : start + BATCH].tolist()]
+
+    def rows(self, number: int) -> NDArray[np.float32]:
+        """Compute the activations of a batch (n, …) in this process.
+
+        Raises:
+            DataError: An image has become unreadable or another one.
+        """
+        samples = [self.views[key] for key in self[number]]
+        for sample in samples:
+            if isinstance(sample, DataError):
+                raise sample
+        return self.forward(np.stack([sample[0].numpy() for sample in samples]))  # type: ignore[index]
+
+
+Compute = Callable[[MissingViews], Iterator[tuple[int, NDArray[np.float32]]]]
+"""Gives the number of each batch with its activations, in any order."""
+
+
+def compute_here(workers: int, device: torch.device) -> Compute:
+    """Compute on this machine.
+
+    Args:
+        workers: Processes that compute; 0 computes in this one.
+        device: Where the frozen part runs.
+    """
+
+    def compute(missing: MissingViews) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        # On a CPU each worker takes its images through the network too, and sends what is small.
+        in_workers = device.type == "cpu"
+        transform = missing.forward if in_workers else None
+        batches = load_views(missing.views, missing, workers, device, transform)
+        for number, (outputs, _) in enumerate(batches):
+            yield number, outputs.numpy() if in_workers else missing.forward(outputs.numpy())
+
+    return compute
+
+
 def cached_features(
     requests: Sequence[FeatureRequest],
     workers: int,
     device: torch.device,
     on_progress: Progress | None = None,
     group: ProcessGroup | None = None,
+    compute: Compute | None = None,
 ) -> list[Features]:
     """Find activations in the cache, and compute those that are missing.
 
@@ -106,12 +180,14 @@ def cached_features(
         device: Where the frozen part runs.
         on_progress: Called with (done, total) views that this process had to compute.
         group: The processes, all of which must call this; None for this one alone.
+        compute: How the views that are missing are computed; None for `compute_here`.
 
     Raises:
         DataError: An image has become unreadable or another one.
         MachineError: The cache cannot be written, or is too small for all requests.
     """
     group = group or ProcessGroup()
+    compute = compute or compute_here(workers, device)
     found = [_look_up(one) for one in requests]
     fresh = [int((there.index < 0).sum()) for there in found]
     with group.sharing(cache_root()) as (place, count):
@@ -133,7 +209,7 @@ def cached_features(
         )
         folders = [there.folder for there in found]
         if any(map(len, parts)):
-            _compute(requests, parts, folders, workers, device, on_progress)
+            _compute(requests, parts, folders, compute, on_progress)
         group.barrier()
         for number, one in enumerate(requests):
             if len(missing[number]):
@@ -154,45 +230,34 @@ def _look_up(request: FeatureRequest) -> Features:
 
 def _compute(
     requests: Sequence[FeatureRequest],
-    missing: Sequence[NDArray[np.int64]],
+    pairs: Sequence[NDArray[np.int64]],
     folders: Sequence[Path],
-    workers: int,
-    device: torch.device,
+    compute: Compute,
     on_progress: Progress | None,
 ) -> None:
-    """Compute the pairs (n, 2) of image and place of a view's number that are missing of each."""
+    """Compute and store the pairs (n, 2) of image and place of a view's number of each request."""
     [forward] = {one.boundary.forward for one in requests}
     views = JoinedViews([one.views for one in requests])
-    # On a CPU each worker takes its images through the network too, and sends on what is small.
-    in_workers = device.type == "cpu"
-    batches = load_views(
-        views,
-        chain.from_iterable(map(_batches, requests, missing, views.starts)),
-        workers,
-        device,
-        transform=forward if in_workers else None,
-    )
-    done, total = 0, sum(map(len, missing))
-    for one, pairs, folder in zip(requests, missing, folders, strict=True):
-        images, places = pairs.T
-        keys = one.keys[places, images]
-        with _shards(folder, one.record, len(pairs)) as add:
-            for start in range(0, len(pairs), BATCH):
-                outputs, _ = next(batches)
-                rows = outputs.numpy() if in_workers else forward(outputs.numpy())
-                add(keys[start : start + BATCH], rows)
-                done += len(rows)
-                if on_progress:
-                    on_progress(done, total)
+    missing = MissingViews(views, list(map(_views, requests, pairs, views.starts)), forward)
+    keys = [one.keys[some[:, 1], some[:, 0]] for one, some in zip(requests, pairs, strict=True)]
+    done, total = 0, sum(map(len, pairs))
+    with ExitStack() as stack:
+        add = [
+            stack.enter_context(_shards(folder, one.record, len(some)))
+            for one, some, folder in zip(requests, pairs, folders, strict=True)
+        ]
+        for number, rows in compute(missing):
+            request, start = missing.place(number)
+            add[request](keys[request][start : start + len(rows)], rows)
+            done += len(rows)
+            if on_progress:
+                on_progress(done, total)
 
 
-def _batches(
-    request: FeatureRequest, missing: NDArray[np.int64], start: int
-) -> Iterator[list[Key]]:
-    """The keys of what is missing, where the images are counted from `start` on."""
-    images, places = missing.T
-    numbers = np.asarray(request.numbers)[places]
-    return key_batches(np.stack([numbers, images + start], axis=1), BATCH)
+def _views(request: FeatureRequest, pairs: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+    """The views (n, 2) of some pairs, where the images are counted from `first` on."""
+    images, places = pairs.T
+    return np.stack([np.asarray(request.numbers)[places], images + first], axis=1)
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnet_cli.data.dataset import Samples
 from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.inference import metrics
-from mnet_cli.inference.classifier import Classify
+from mnet_cli.inference.classifier import Classify, open_classifier
 from mnet_cli.inference.stream import Output, outputs_of
+from mnet_cli.system.cluster import connected, map_on_cluster
 from mnet_cli.system.machine import BATCH
 
 MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it
@@ -149,6 +152,72 @@ def evaluate(
     )
     logits = _readable(outputs, len(images), on_progress)
     return score(_summarized(logits, labels), labels, class_names, images)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images to score, for the workers of a cluster.
+
+    Attributes:
+        checkpoint: A checkpoint or exported file.
+        device: As in `open_classifier`.
+        images: The images, with their labels.
+        batch_size: Images that are classified together.
+        fast_decode: As in `outputs_of`.
+    """
+
+    checkpoint: Path
+    device: str
+    images: Samples
+    batch_size: int = BATCH
+    fast_decode: bool = False
+
+    def __call__(self) -> Callable[[range], metrics.Predictions]:
+        """Load the classifier, and return a function from numbers of images to predictions."""
+        classifier = open_classifier(self.checkpoint, self.device)
+
+        def predictions(numbers: range) -> metrics.Predictions:
+            outputs = outputs_of(
+                (self.images[number] for number in numbers),
+                classifier.preprocess,
+                classifier.classify,
+                self.batch_size,
+                fast_decode=self.fast_decode,
+                parallel=classifier.parallel,
+            )
+            labels = self.images.labels[numbers.start : numbers.stop]
+            return summarize_logits(stacked(outputs, len(numbers)), labels)
+
+        return predictions
+
+
+def evaluate_on_cluster(
+    labelled: LabelledImages,
+    class_names: Sequence[str],
+    address: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Classify every image on a Ray cluster and score the answers; as `evaluate`.
+
+    Args:
+        labelled: The images and their classifier.
+        class_names: In the order of the logits.
+        address: Of the cluster; see `connected`.
+        on_progress: Called with (done, total).
+
+    Raises:
+        MnetError: See `evaluate`, `connected` and `map_on_cluster`.
+    """
+    images, done = labelled.images, 0
+    blocks: dict[int, metrics.Predictions] = {}
+    with connected(address):
+        for numbers, block in map_on_cluster(labelled, len(images), labelled.batch_size):
+            blocks[numbers.start] = block
+            done += len(numbers)
+            if on_progress:
+                on_progress(done, len(images))
+    in_order = (blocks[start] for start in sorted(blocks))
+    return score(in_order, images.labels, class_names, images)
 
 
 def stacked(

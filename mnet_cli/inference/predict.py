@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic, iglob
 from itertools import groupby
@@ -12,15 +12,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_cli.data.image_files import FileImage, ImageFile
+from mnet_cli.data.image_files import FileImage, ImageFile, image_at
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.data.sources import find_source
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS, file_identity, is_hidden, list_entries
-from mnet_cli.data.sources.manifest import StoredImage
 from mnet_cli.errors import DataError, UsageError
 from mnet_cli.inference.classifier import Classify
 from mnet_cli.inference.metrics import softmax
-from mnet_cli.inference.stream import outputs_of
+from mnet_cli.inference.stream import Output, outputs_of
 from mnet_cli.system.machine import BATCH
 from mnet_cli.system.urls import is_url, refuse_credentials
 
@@ -73,29 +72,49 @@ def predict(
         fast_decode: As in `outputs_of`.
         parallel: As in `outputs_of`.
     """
+    for name, image, output in outputs_in_order(
+        images, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+    ):
+        if isinstance(output, DataError):
+            yield Prediction(name, np.empty(0), output, image)
+        else:
+            yield Prediction(name, softmax(output[None])[0], image=image)
+
+
+def outputs_in_order(
+    images: Iterable[ImageFile | DataError],
+    preprocess: Preprocess,
+    forward: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    batch_size: int,
+    *,
+    fast_decode: bool = False,
+    parallel: bool = True,
+) -> Iterator[tuple[str, ImageFile | None, Output]]:
+    """As `outputs_of`, with errors among the images that stay where they are.
+
+    Yields:
+        The name of an image or of an error, the image if there is one, and the network's output
+        for it or the error.
+    """
     for failed, group in groupby(images, key=lambda image: isinstance(image, DataError)):
         if failed:
             for error in cast(Iterator[DataError], group):
-                yield Prediction(error.where, np.empty(0), error)
+                yield error.where, None, error
             continue
         files = cast(Iterator[ImageFile], group)
         for image, output in outputs_of(
-            files, preprocess, classify, batch_size, fast_decode=fast_decode, parallel=parallel
+            files, preprocess, forward, batch_size, fast_decode=fast_decode, parallel=parallel
         ):
-            if isinstance(output, DataError):
-                yield Prediction(image.where, np.empty(0), output, image)
-            else:
-                yield Prediction(image.where, softmax(output[None])[0], image=image)
+            yield image.where, image, output
 
 
 def refuse_unmatched(patterns: Iterable[str]) -> None:
-    """Check that each glob pattern matches something, and that no URL has credentials in it.
+    """Check that each glob pattern matches something.
 
     Raises:
-        UsageError: One matches nothing, or has credentials.
+        UsageError: One matches nothing.
     """
     for pattern in patterns:
-        refuse_credentials(pattern, "mnet predict")
         if _is_glob(pattern) and next(iglob(pattern, recursive=True), None) is None:  # noqa: PTH207
             raise UsageError(pattern, "no file matches", next_step="Correct the pattern")
 
@@ -109,8 +128,12 @@ def find_images(patterns: Iterable[str]) -> Iterator[ImageFile | DataError]:
     Yields:
         An image, or, in the place of a pattern without a match, a folder without images and a
         folder that cannot be read, the error whose `where` names it.
+
+    Raises:
+        UsageError: A URL has credentials in it.
     """
     for pattern in patterns:
+        refuse_credentials(pattern, "mnet predict")
         if "\0" in pattern:
             yield DataError(pattern, "a NUL character, which no file name can have")
             continue
@@ -126,11 +149,7 @@ def find_images(patterns: Iterable[str]) -> Iterator[ImageFile | DataError]:
 
 def _images_at(path: str) -> Iterator[ImageFile | DataError]:
     """The images of one argument that is not a pattern."""
-    is_image = path.lower().endswith(IMAGE_EXTENSIONS)
-    if is_image and is_url(path):
-        yield StoredImage(path)
-        return
-    source = None if is_image else find_source(path)
+    source = None if path.lower().endswith(IMAGE_EXTENSIONS) else find_source(path)
     if source and (not source.general or is_url(path)):
         try:
             yield from source.unlabelled(path)
@@ -140,7 +159,7 @@ def _images_at(path: str) -> Iterator[ImageFile | DataError]:
     elif os.path.isdir(path):  # noqa: PTH112
         yield from _images_below(Path(path))
     else:
-        yield FileImage(Path(path))
+        yield image_at(path)
 
 
 def _is_glob(pattern: str) -> bool:

@@ -20,6 +20,11 @@ def cores() -> int:
     return max(1, available // max(1, int(processes))) if processes.isdecimal() else available
 
 
+def use_one_core() -> None:
+    """Let this process count on one core: the others have processes like it."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(os.cpu_count() or 1)
+
+
 def allow_open_files(count: int) -> int:
     """Let this process open `count` more files, if the system permits.
 

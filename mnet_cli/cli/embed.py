@@ -1,0 +1,62 @@
+"""`mnet embed`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnet_cli.cli import console
+from mnet_cli.cli.options import (
+    BatchSizeOption,
+    CheckpointOption,
+    DeviceOption,
+    FastDecodeOption,
+    RayOption,
+)
+from mnet_cli.cli.predict import STDIN, arguments, show_written
+from mnet_cli.errors import UsageError
+
+ARRAY = ".npy"
+
+
+def embed(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, data sets, globs, or - for a list on stdin."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A folder for Parquet files, or a .npy file, with the paths in a .csv beside it."
+        ),
+    ],
+    checkpoint: CheckpointOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing .npy file.")] = False,
+    batch_size: BatchSizeOption = 8,
+    fast_decode: FastDecodeOption = False,
+    device: DeviceOption = "auto",
+    ray: RayOption = None,
+) -> None:
+    """Write the features of photographs, a vector each, for search and clustering."""
+    is_array = out.suffix.lower() == ARRAY
+    if is_array and not force:
+        for path in (out, out.with_suffix(".csv")):
+            if path.exists():
+                advice = "Choose a new file, or add --force"
+                raise UsageError(f"--out {path}", "the file exists", next_step=advice)
+    if force and not is_array:
+        raise UsageError("--force", f"has no effect without --out FILE{ARRAY}")
+
+    from mnet_cli.inference import predict
+    from mnet_cli.inference.rows import FeatureRows, write_array, write_parts
+    from mnet_cli.training.run_directory import latest_run
+
+    predict.refuse_unmatched(path for path in paths if path != STDIN)
+    images = predict.find_images(arguments(paths))
+    source = FeatureRows(checkpoint or latest_run(), device, batch_size, fast_decode)
+    with console.bar("features") as on_progress:
+        if is_array:
+            written = write_array(source, list(images), out, ray, on_progress)
+        else:
+            written = write_parts(source, images, out, ray, on_progress)
+    show_written(out, written)
