@@ -168,7 +168,7 @@ def show_written(out: Path, written: "Written") -> None:
         {"out": out, **asdict(written)},
         lambda: console.line(
             f"{out}: {written.images:,} images, {written.fresh:,} computed now, "
-            f"{written.errors:,} errors"
+            f"rows with an error: {written.errors:,}"
         ),
     )
     if written.errors:

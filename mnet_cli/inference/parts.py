@@ -1,6 +1,6 @@
 """Answers for images as Parquet files in a folder, to which a later call adds what is missing.
 
-`about.json` says what the answers are of, so that those of two networks are never mixed. Each part
+`_about.json` says what the answers are of, so that those of two networks are never mixed. Each part
 appears complete. An image whose path is in a part is done.
 """
 
@@ -17,7 +17,7 @@ from mnet_cli.system.atomic import atomic_write, remove_leftovers, write_json
 from mnet_cli.system.locks import LOCK, lock_folder
 from mnet_cli.system.text import printable
 
-ABOUT, FORMAT = "about.json", 1
+ABOUT, FORMAT = "_about.json", 1  # readers of Parquet folders leave such names out
 PART = "part-{:05d}.parquet"
 ROWS, SECONDS = 10_000, 60.0  # a part ends with so many rows, or after so long
 

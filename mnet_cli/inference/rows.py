@@ -243,7 +243,8 @@ class OpenFeatures:
     def schema(self) -> Any:
         """As in `OpenRows`."""
         pa = import_pyarrow("--out")
-        vector = pa.list_(pa.float32(), self.dimension)
+        # Not a list of a fixed size: pyarrow cannot read those back where one is null.
+        vector = pa.list_(pa.float32())
         return pa.schema([("path", pa.string()), ("vector", vector), ("error", pa.string())])
 
     def rows(self, images: Iterable[Image]) -> Iterator[Row]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mnet_cli.errors import MachineError, MnetError
 from mnet_cli.system.machine import use_one_core
+from mnet_cli.system.quiet import quiet
 
 T = TypeVar("T")
 
@@ -38,25 +39,26 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         MachineError: Ray is not installed, there is no cluster, or it is too small.
     """
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
+    variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
     try:
-        import ray
-        import ray.data
+        with quiet():
+            import ray
+            import ray.data
+
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address == LOCAL else None,
+                runtime_env={"env_vars": variables},
+            )
     except ImportError as error:
         raise MachineError(
             f"--ray {address}",
             "needs a package that is not installed",
             next_step='Run: pip install "mnet-cli[ray]"',
         ) from error
-    variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address == LOCAL else None,
-            runtime_env={"env_vars": variables},
-        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MachineError(
@@ -66,6 +68,7 @@ def connected(address: str) -> Iterator[None]:
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.print_on_execution_start = False
     try:
         cpus = _cpus()
@@ -112,7 +115,9 @@ def map_on_cluster(
             fn_constructor_args=(shared,),
             batch_size=1,
             num_cpus=1,
-            concurrency=(1, max(1, min(cpus - 1, len(starts)))),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=max(1, min(cpus - 1, len(starts)))
+            ),
         )
         .iter_batches(batch_size=None, prefetch_batches=0)
     )
