@@ -2,10 +2,10 @@
 
 Usage: .venv/bin/python scripts/scale.py [COUNT …]          (1000 10000 100000 unless given)
 
-Draws data sets of small pictures, trains on each with a cold and a warm cache, predicts all of
-it, and prints seconds, images a second and the largest memory of each command's main process:
-in all, and without the pages of files, such as the cache's rows, which the system takes back when
-it needs them (seen every 20 ms, Linux only).
+Draws data sets of small pictures, packs each into tar shards, trains on folder and shards with a
+cold and a warm cache, predicts all of it, and prints seconds, images a second and the largest
+memory of each command's main process: in all, and without the pages of files, such as the cache's
+rows, which the system takes back when it needs them (seen every 20 ms, Linux only).
 """
 
 import os
@@ -50,9 +50,9 @@ def draw(root: Path, count: int) -> None:
             on_progress(done, count)
 
 
-def measure(arguments: list[str], folder: Path) -> tuple[float, float, float]:
+def measure(arguments: list[str], folder: Path, cache: str) -> tuple[float, float, float]:
     """Seconds of an mnet command, its peak megabytes, and those that belong to no file."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / cache)}
     started = time.perf_counter()
     process = subprocess.Popen(
         [MNET, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
@@ -86,17 +86,26 @@ def main(counts: list[int]) -> None:
             folder = Path(scratch)
             draw(folder / "pictures", count)
             (folder / "scale.yaml").write_text(RECIPE, encoding="utf-8")
-            commands = {
-                "train, cold cache": ["train", "--recipe", "scale.yaml", "--quiet"],
-                "train, warm cache": ["train", "--recipe", "scale.yaml", "--quiet"],
-                "predict": ["predict", "pictures", "--json"],
-            }
-            for title, arguments in commands.items():
-                seconds, megabytes, own = measure(arguments, folder)
-                figures = (f"{count:,}", f"{seconds:.1f}", f"{count / seconds:,.0f}")
-                rows.append((title, *figures, f"{megabytes:,.0f}", f"{own:,.0f}"))
+            pack = ["data", "pack", "pictures", "shards", "--quiet"]
+            rows.append(("pack", "", *figures(count, *measure(pack, folder, "pack"))))
+            for layout in ("pictures", "shards"):
+                train = ["train", "scale.yaml", "--data", layout, "--quiet"]
+                commands = {
+                    "train, cold cache": train,
+                    "train, warm cache": train,
+                    "predict": ["predict", layout, "--json"],
+                }
+                for title, arguments in commands.items():
+                    measured = measure(arguments, folder, f"cache-{layout}")
+                    rows.append((title, layout, *figures(count, *measured)))
     columns = ("images", "seconds", "images/s", "peak MB", "without files")
-    console.table(("command", *(f">{column}" for column in columns)), sorted(rows))
+    console.table(("command", "from", *(f">{column}" for column in columns)), sorted(rows))
+
+
+def figures(count: int, seconds: float, megabytes: float, own: float) -> tuple[str, ...]:
+    """What `measure` has found, as cells of the table."""
+    rate = f"{count / seconds:,.0f}"
+    return f"{count:,}", f"{seconds:.1f}", rate, f"{megabytes:,.0f}", f"{own:,.0f}"
 
 
 if __name__ == "__main__":

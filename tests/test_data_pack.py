@@ -118,9 +118,47 @@ def test_shards_that_are_lost_or_changed_are_noticed(photos, tmp_path, capsys):
     shard.unlink()
     with pytest.raises(DataError, match="is missing"):
         open_source(str(packed))
-    (packed / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="is not a list of shards"):
-        open_source(str(packed))
+
+
+def test_a_manifest_of_another_program_is_left_alone(photos, tmp_path, capsys):
+    packed = tmp_path / "packed"
+    assert run(["data", "pack", str(photos), str(packed)]) == 0
+    (packed / "manifest.json").write_text('{"name": "flowers", "files": []}')
+    assert content_of(packed) == content_of(photos)
+    assert run(["data", "pack", str(photos), str(packed)]) == 2
+    assert "was written by another program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("root", ["./packed", "packed/", "packed/."])
+def test_a_packed_set_may_be_named_in_any_way(photos, tmp_path, monkeypatch, kind, root):
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", "pack", str(photos), "packed", "--format", kind]) == 0
+    assert list(open_source(root)) == ["train", "val"]
+    monkeypatch.chdir("packed")
+    assert list(open_source(".")) == ["train", "val"]
+
+
+def test_images_of_the_same_name_in_two_folders_are_both_packed(photos, tmp_path):
+    rows = ["path,label"]
+    for number, image in enumerate(sorted((photos / "val").rglob("*.jpg"))):
+        path = tmp_path / f"camera{number % 2}" / image.parent.name / f"{number // 2}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image.read_bytes())
+        rows.append(f"{path.relative_to(tmp_path)},{path.parent.name}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    assert run(["data", "pack", str(tmp_path / "list.csv"), str(tmp_path / "packed")]) == 0
+    before, after = content_of(tmp_path / "list.csv"), content_of(tmp_path / "packed")
+    assert sorted(before.values()) == sorted(after.values())
+
+
+def test_images_that_have_changed_are_not_taken_for_packed(draw_photos, tmp_path, capsys):
+    photos = draw_photos(tmp_path / "photos", train=2, val=1)
+    command = ["data", "pack", str(photos), str(tmp_path / "packed")]
+    assert run(command) == 0
+    (photos / "train/red/0.jpg").write_bytes((photos / "train/red/1.jpg").read_bytes())
+    assert run(command) == 2
+    assert "holds another set (listing_sha256 differs)" in capsys.readouterr().err
 
 
 def test_large_images_are_made_smaller(draw_photos, tmp_path):
@@ -152,6 +190,7 @@ def test_large_images_are_made_smaller(draw_photos, tmp_path):
         (lambda to: (to / "a").write_text("x"), [], 2, "is not empty and has no manifest.json"),
         (lambda to: None, ["--size", "16"], 2, "greater than or equal to 32"),
         (lambda to: None, ["--format", "zip"], 2, "zip"),
+        (lambda to: None, ["--shard-mb", "inf"], 2, "less than or equal to"),
     ],
 )
 def test_a_wrong_call_changes_nothing(photos, tmp_path, capsys, prepare, options, code, says):

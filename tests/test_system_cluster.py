@@ -148,6 +148,7 @@ def test_errors_of_workers_and_of_addresses_are_one_line(cluster, pictures, tmp_
     capsys.readouterr()
     assert run(["predict", str(pictures), "--ray", cluster.address]) == 2
     assert "given without --out" in capsys.readouterr().err
+    assert run(["predict", str(pictures), *out, "--ray", "ray://127.0.0.1:10001"]) != 0
 
 
 def test_a_cluster_that_is_not_there_is_an_error(trained, pictures, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnet_cli.cli import console
-from mnet_cli.cli.options import OverrideOption, RayOption
+from mnet_cli.cli.options import DeviceOption, OverrideOption, RayOption
 from mnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ def fill(
         typer.Option(help="Replaces data.root, as in mnet train.", show_default="the recipe's"),
     ] = None,
     overrides: OverrideOption = None,
+    device: DeviceOption = "auto",
     ray: RayOption = None,
 ) -> None:
     """Compute the features that a recipe trains on, so that training begins at once."""
+    from mnet_cli.models.device import choose_device
     from mnet_cli.recipe import select_recipe
     from mnet_cli.training.data_root import with_validation
     from mnet_cli.training.fill import fill_cache
@@ -63,12 +65,13 @@ def fill(
 
     if not recipe and not data:
         raise UsageError("mnet cache fill", "no recipe", next_step='Add "--recipe NAME"')
+    chosen = choose_device(device)
     resolved = with_validation(select_recipe(recipe, overrides or [], data), console.note)
     with console.bar("checking images") as on_progress:
         images = prepare_data(resolved, on_progress)
     console.notes(images.notes)
     with console.bar("weights", unit="B") as on_weights, console.bar("features") as on_features:
-        found = fill_cache(resolved, images, ray, on_features, on_weights)
+        found = fill_cache(resolved, images, chosen, ray, on_features, on_weights)
     console.show([asdict(one) for one in found], lambda: _show_filled(found))
 
 

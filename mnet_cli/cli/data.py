@@ -108,7 +108,7 @@ def pack(
         Literal["tar", "parquet"], typer.Option("--format", help="The format of the shards.")
     ] = "tar",
     shard_mb: Annotated[
-        float, typer.Option(min=0.001, help="Megabytes of images in a shard.")
+        float, typer.Option(min=0.001, max=1e6, help="Megabytes of images in a shard.")
     ] = 256,
     size: Annotated[
         int | None,

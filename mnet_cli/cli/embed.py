@@ -13,7 +13,7 @@ from mnet_cli.cli.options import (
     FastDecodeOption,
     RayOption,
 )
-from mnet_cli.cli.predict import STDIN, arguments, show_written
+from mnet_cli.cli.predict import STDIN, arguments, check_out, show_written
 from mnet_cli.errors import UsageError
 
 ARRAY = ".npy"
@@ -25,9 +25,10 @@ def embed(
         typer.Argument(help="Files, folders, data sets, globs, or - for a list on stdin."),
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="A folder for Parquet files, or a .npy file, with the paths in a .csv beside it."
+            metavar="DIR|FILE.npy",
+            help="A folder for Parquet files, or a .npy file with FILE.paths.csv beside it.",
         ),
     ],
     checkpoint: CheckpointOption = None,
@@ -38,25 +39,23 @@ def embed(
     ray: RayOption = None,
 ) -> None:
     """Write the features of photographs, a vector each, for search and clustering."""
-    is_array = out.suffix.lower() == ARRAY
-    if is_array and not force:
-        for path in (out, out.with_suffix(".csv")):
-            if path.exists():
-                advice = "Choose a new file, or add --force"
-                raise UsageError(f"--out {path}", "the file exists", next_step=advice)
+    is_array = out.lower().endswith(ARRAY)
     if force and not is_array:
         raise UsageError("--force", f"has no effect without --out FILE{ARRAY}")
+    check_out(out, [] if is_array else paths)
 
     from mnet_cli.inference import predict
-    from mnet_cli.inference.rows import FeatureRows, write_array, write_parts
+    from mnet_cli.inference.rows import FeatureRows, paths_file, write_array, write_parts
     from mnet_cli.training.run_directory import latest_run
 
+    for path in (Path(out), paths_file(Path(out))) if is_array and not force else ():
+        if path.exists():
+            advice = "Choose a new file, or add --force"
+            raise UsageError(f"--out {path}", "the file exists", next_step=advice)
     predict.refuse_unmatched(path for path in paths if path != STDIN)
     images = predict.find_images(arguments(paths))
     source = FeatureRows(checkpoint or latest_run(), device, batch_size, fast_decode)
     with console.bar("features") as on_progress:
-        if is_array:
-            written = write_array(source, list(images), out, ray, on_progress)
-        else:
-            written = write_parts(source, images, out, ray, on_progress)
+        write = write_array if is_array else write_parts
+        written = write(source, images, Path(out), ray, on_progress)
     show_written(out, written)

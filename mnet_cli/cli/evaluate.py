@@ -13,7 +13,9 @@ from mnet_cli.cli.options import (
     RayOption,
 )
 from mnet_cli.errors import DataError, RefusedError, UsageError
+from mnet_cli.system.hashing import content_sha256
 from mnet_cli.system.text import listing, readable
+from mnet_cli.system.urls import refuse_credentials
 
 if TYPE_CHECKING:
     from mnet_cli.inference.evaluate import Evaluation
@@ -50,6 +52,8 @@ def evaluate(
     ray: RayOption = None,
 ) -> None:
     """Evaluate a trained model on labelled images and list the wrong predictions."""
+    for place in (path, data):
+        refuse_credentials(place or "", "mnet eval")
     if path and data:
         raise UsageError(f"--data {data}", f"given with {path}", next_step="Give one of the two")
 
@@ -74,13 +78,12 @@ def evaluate(
     samples = images.splits[chosen]
     with console.bar("evaluating") as on_progress:
         if ray:
+            source = classifier.source
+            labelled = evaluation.LabelledImages(
+                source, content_sha256(source), device, samples, batch_size, fast_decode
+            )
             result = evaluation.evaluate_on_cluster(
-                evaluation.LabelledImages(
-                    classifier.source, device, samples, batch_size, fast_decode
-                ),
-                classifier.class_names,
-                ray,
-                on_progress,
+                labelled, classifier.class_names, ray, on_progress
             )
         else:
             result = evaluation.evaluate(

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from mnet_cli.cli.options import (
 )
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.system.text import printable, readable
+from mnet_cli.system.urls import is_url, without_credentials
 
 if TYPE_CHECKING:
     from mnet_cli.inference.predict import Prediction
@@ -53,8 +54,9 @@ def predict(
         bool, typer.Option("--force", help="Let --plot replace an existing file.")
     ] = False,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
+            metavar="DIR",
             help="Write Parquet files into this folder; the same command adds what is missing.",
             show_default="print",
         ),
@@ -65,9 +67,11 @@ def predict(
     ray: RayOption = None,
 ) -> None:
     """Classify one or many photographs."""
-    for option, given in (("--csv", as_csv), ("--topk", topk), ("--plot", plot)):
-        if out and given:
+    if out:
+        given = {"--csv": as_csv, "--topk": topk, "--plot": plot, "--force": force}
+        for option in (name for name, value in given.items() if value):
             raise UsageError(option, "has no effect with --out, which writes all probabilities")
+        check_out(out, paths)
     if ray and not out:
         raise UsageError("--ray", "given without --out", next_step='Add "--out DIR"')
     if as_csv and console.settings.json:
@@ -100,7 +104,7 @@ def predict(
 
         source = PredictionRows(checkpoint or latest_run(), device, reject, batch_size, fast_decode)
         with console.bar("predicting") as on_progress:
-            written = write_parts(source, images, out, ray, on_progress)
+            written = write_parts(source, images, Path(out), ray, on_progress)
         show_written(out, written)
         return
     first = list(islice(images, 2))
@@ -158,12 +162,33 @@ def arguments(paths: list[str]) -> Iterator[str]:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
 
 
-def show_written(out: Path, written: "Written") -> None:
+def check_out(out: str, paths: Sequence[str]) -> None:
+    """Refuse a place for answers that is a URL, or inside a folder of the images.
+
+    Raises:
+        UsageError: It is.
+    """
+    if is_url(out):
+        raise UsageError(
+            f"--out {without_credentials(out)}",
+            "answers cannot be written to a URL",
+            next_step="Write them to a folder, then copy that with the tool of your store",
+        )
+    for path in paths:
+        is_local = path != STDIN and not is_url(path)
+        if is_local and Path(out).resolve().is_relative_to(Path(path).resolve()):
+            raise UsageError(f"--out {out}", f"is inside {path}", next_step="Choose another")
+
+
+def show_written(out: str, written: "Written") -> None:
     """Print what was written into `out`.
 
     Raises:
-        DataError: There are errors among the rows.
+        DataError: There are errors among the rows, or arguments that gave no image.
     """
+    for unusable in written.unusable:
+        console.note(unusable)
+    failures = written.errors + len(written.unusable)
     console.show(
         {"out": out, **asdict(written)},
         lambda: console.line(
@@ -171,11 +196,11 @@ def show_written(out: Path, written: "Written") -> None:
             f"rows with an error: {written.errors:,}"
         ),
     )
-    if written.errors:
+    if failures:
         raise DataError(
-            str(out),
-            f"{written.errors} row{'s' * (written.errors > 1)} with an error",
-            next_step="See the column error for the reasons",
+            out,
+            f"no answer for {failures} path{'s' * (failures > 1)}",
+            next_step="See the column error and the lines above for the reasons",
         )
 
 

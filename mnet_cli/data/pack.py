@@ -16,16 +16,18 @@ import numpy as np
 from PIL import Image
 
 from mnet_cli.data.images import BROKEN, FORMATS, Photograph
+from mnet_cli.data.paths import Names
 from mnet_cli.data.sources import open_source
 from mnet_cli.data.sources.base import ImageSource, SourceImage
 from mnet_cli.data.sources.classes import check_classes
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS
+from mnet_cli.data.sources.rows import below_class
 from mnet_cli.data.sources.shard_manifest import NAME, Shard, ShardManifest, read_manifest
 from mnet_cli.data.sources.tar import CLASSES
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.system.atomic import atomic_write, remove_leftovers
 from mnet_cli.system.hashing import file_sha256
-from mnet_cli.system.locks import LOCK, lock_folder
+from mnet_cli.system.locks import lock_folder, refuse_other_files
 from mnet_cli.system.text import printable, readable
 from mnet_cli.system.threads import in_threads
 from mnet_cli.system.urls import is_url, without_credentials
@@ -256,15 +258,34 @@ def _pack_split(
 def _images(source: ImageSource, split: str, start: int, size: int | None) -> Iterator[PackedImage]:
     """The images of a split in the order of its shards, from the `start`-th on."""
     order = np.random.default_rng(0).permutation(len(source))[start:]
-    prefix = "" if split == "all" else f"{split}/"
+    paths = _unique_paths(source, "" if split == "all" else f"{split}/")
 
     def read(images: list[SourceImage]) -> list[PackedImage]:
-        return [_packed(image, prefix, size) for image in images]
+        return [_packed(image, paths[image.index], size) for image in images]
 
     return in_threads(read, (source[index] for index in order.tolist()), TOGETHER)
 
 
-def _packed(image: SourceImage, prefix: str, size: int | None) -> PackedImage:
+def _unique_paths(source: ImageSource, prefix: str) -> Names:
+    """For each image its name below its split, which begins with its class, as readers take it.
+
+    A second image of the same name gets a number.
+    """
+    taken: set[str] = set()
+
+    def unique() -> Iterator[str]:
+        for name, label in zip(source.names, source.labels.tolist(), strict=True):
+            path = below_class(source.class_names[label], name.removeprefix(prefix))
+            whole, number = PurePosixPath(path), 2
+            while path in taken:
+                path, number = str(whole.with_stem(f"{whole.stem}-{number}")), number + 1
+            taken.add(path)
+            yield path
+
+    return Names(unique())
+
+
+def _packed(image: SourceImage, path: str, size: int | None) -> PackedImage:
     content, label = image.read(), int(image.source.labels[image.index])
     suffix = PurePosixPath(image.name).suffix.lower()
     if suffix not in IMAGE_EXTENSIONS:
@@ -272,7 +293,7 @@ def _packed(image: SourceImage, prefix: str, size: int | None) -> PackedImage:
     if size:
         content, suffix = shrink(content, suffix, image.where, size)
     name = image.source.class_names[label]
-    return PackedImage(content, suffix, label, name, image.name.removeprefix(prefix))
+    return PackedImage(content, suffix, label, name, path)
 
 
 def shrink(content: bytes, suffix: str, where: str, size: int) -> tuple[bytes, str]:
@@ -300,7 +321,7 @@ def shrink(content: bytes, suffix: str, where: str, size: int) -> tuple[bytes, s
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         if opened.has_transparency_data:
             return content, suffix
-        profile = opened.info.get("icc_profile")
+        profile = None if opened.mode == "CMYK" else opened.info.get("icc_profile")
     scale = size / min(width, height)
     smaller = photograph.decode().resize(
         (max(size, round(width * scale)), max(size, round(height * scale))),
@@ -334,13 +355,17 @@ def _counted(on_progress: Progress | None, total: int) -> Iterator[None]:
 
 
 def _listing_sha256(splits: dict[str, ImageSource]) -> str:
-    """A digest of the names, classes and labels of all images."""
+    """A digest of the names, classes, labels, sizes and times of change of all images.
+
+    Sizes and times are those that the source knows without reading.
+    """
     digest = hashlib.sha256()
     for split, source in splits.items():
         digest.update(_as_json([split, list(source.class_names), len(source)]))
         digest.update(source.labels.tobytes())
-        for name in source.names:
-            digest.update(_as_json(name))
+        for image in source:
+            _, *state = image.stamp() or [None]
+            digest.update(_as_json([image.name, state[:2]]))
     return digest.hexdigest()
 
 
@@ -357,6 +382,7 @@ def _checked(root: str, folder: str) -> Path:
         raise UsageError(
             printable(folder), "is inside the data set", next_step="Choose another destination"
         )
+    refuse_other_files(destination, NAME)
     return destination
 
 
@@ -376,10 +402,10 @@ def _started(destination: Path, packing: dict[str, Any]) -> ShardManifest:
     """The manifest of an earlier call for the same set, its shards checked; else an empty one."""
     manifest = read_manifest(str(destination))
     if manifest is None:
-        if any(path.name != LOCK for path in destination.iterdir()):
+        if (destination / NAME).exists():
             raise UsageError(
-                printable(str(destination)),
-                f"is not empty and has no {NAME}",
+                printable(str(destination / NAME)),
+                "was written by another program",
                 next_step="Choose another destination",
             )
         manifest = ShardManifest(packing)

@@ -132,10 +132,9 @@ def find_file(place: str) -> StoredFile | None:
         MachineError: It cannot be looked up, or an extra is not installed.
     """
     if not is_url(place):
-        path = Path(place)
-        with suppress(OSError):
-            if path.is_file():
-                return _local(path)
+        with suppress(OSError, ValueError):
+            if Path(place).is_file():
+                return _local(place)
         return None
     try:
         status = _call(place, "info")
@@ -147,7 +146,8 @@ def find_file(place: str) -> StoredFile | None:
 def list_files(folder: str, depth: int = 1, suffix: str = "") -> list[StoredFile]:
     """The files in a folder and below it, sorted by name; none where there is no such folder.
 
-    Web servers have no folders.
+    Their names begin with `folder` as it is given, without slashes at its end, and a slash. Web
+    servers have no folders.
 
     Args:
         folder: A path or URL.
@@ -159,7 +159,7 @@ def list_files(folder: str, depth: int = 1, suffix: str = "") -> list[StoredFile
         DataError: A folder cannot be read.
     """
     if not is_url(folder):
-        return sorted(_local_files(Path(folder), depth, suffix), key=lambda file: file.name)
+        return sorted(_local_files(folder, depth, suffix), key=lambda file: file.name)
     base, protocol = _path_of(folder)
     if protocol in ("http", "https"):
         return []
@@ -175,29 +175,28 @@ def list_files(folder: str, depth: int = 1, suffix: str = "") -> list[StoredFile
     return sorted(files, key=lambda file: file.name)
 
 
-def _local_files(folder: Path, depth: int, suffix: str) -> Iterator[StoredFile]:
+def _local_files(folder: str, depth: int, suffix: str) -> Iterator[StoredFile]:
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise DataError(
-            printable(str(folder)), f"cannot be read ({error.strerror or error})"
-        ) from error
+        raise DataError(printable(folder), f"cannot be read ({error.strerror or error})") from error
     with entries:  # not as a list: there may be millions
         for entry in entries:
+            name = f"{folder.rstrip('/')}/{entry.name}"
             try:
                 if entry.name.endswith(suffix) and entry.is_file():
-                    yield _local(Path(entry.path))
+                    yield _local(name)
                 elif depth > 1 and entry.is_dir():
-                    yield from _local_files(Path(entry.path), depth - 1, suffix)
+                    yield from _local_files(name, depth - 1, suffix)
             except OSError:  # a link that leads nowhere, or a file that is being removed
                 continue
 
 
-def _local(path: Path) -> StoredFile:
-    status = path.stat()
-    return StoredFile(str(path), status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}")
+def _local(path: str) -> StoredFile:
+    status = os.stat(path)  # noqa: PTH116  a Path would drop a leading ./
+    return StoredFile(path, status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}")
 
 
 def _stored(url: str, status: dict[str, Any]) -> StoredFile:

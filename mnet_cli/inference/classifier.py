@@ -1,6 +1,7 @@
 """A trained classifier, from a checkpoint or an exported file: images in, logits out."""
 
 import json
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -166,6 +167,20 @@ def classified_preprocess(contract: Contract) -> Preprocess:
     return replace(contract.preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3)
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file of a checkpoint, which may be named by its run directory."""
+    return path / "best.pt" if path.is_dir() else path
+
+
+def changed_on_machine(path: Path) -> WeightsError:
+    """The error of a machine of a cluster that has another file than the one that asked it."""
+    return WeightsError(
+        str(path),
+        f"differs on the machine {platform.node()}, or has changed meanwhile",
+        next_step="Use a file that all machines share, and do not change it meanwhile",
+    )
+
+
 def _open_checkpoint(path: Path, device: str) -> Classifier:
     from mnet_cli.formats.checkpoint import build_from, load_checkpoint
     from mnet_cli.models.device import choose_device
@@ -179,7 +194,7 @@ def _open_checkpoint(path: Path, device: str) -> Classifier:
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         recipe=dict(checkpoint.recipe),
-        source=path / "best.pt" if path.is_dir() else path,
+        source=checkpoint_file(path),
         parallel=chosen.type == "cpu",
         note=forward.note,
     )

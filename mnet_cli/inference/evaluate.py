@@ -14,9 +14,10 @@ from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, RefusedError
 from mnet_cli.inference import metrics
-from mnet_cli.inference.classifier import Classify, open_classifier
+from mnet_cli.inference.classifier import Classify, changed_on_machine, open_classifier
 from mnet_cli.inference.stream import Output, outputs_of
 from mnet_cli.system.cluster import connected, map_on_cluster
+from mnet_cli.system.hashing import content_sha256
 from mnet_cli.system.machine import BATCH
 
 MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is not shown: people cannot read it
@@ -160,6 +161,7 @@ class LabelledImages:
 
     Attributes:
         checkpoint: A checkpoint or exported file.
+        sha256: Of it.
         device: As in `open_classifier`.
         images: The images, with their labels.
         batch_size: Images that are classified together.
@@ -167,14 +169,21 @@ class LabelledImages:
     """
 
     checkpoint: Path
+    sha256: str
     device: str
     images: Samples
     batch_size: int = BATCH
     fast_decode: bool = False
 
     def __call__(self) -> Callable[[range], metrics.Predictions]:
-        """Load the classifier, and return a function from numbers of images to predictions."""
+        """Load the classifier, and return a function from numbers of images to predictions.
+
+        Raises:
+            WeightsError: This machine has another file in its place.
+        """
         classifier = open_classifier(self.checkpoint, self.device)
+        if content_sha256(self.checkpoint) != self.sha256:
+            raise changed_on_machine(self.checkpoint)
 
         def predictions(numbers: range) -> metrics.Predictions:
             outputs = outputs_of(

@@ -1,7 +1,8 @@
 """Answers for images as Parquet files in a folder, to which a later call adds what is missing.
 
 `_about.json` says what the answers are of, so that those of two networks are never mixed. Each part
-appears complete. An image whose path is in a part is done.
+appears complete. An image whose path is in a part is done, unless its row holds an error: then it
+is tried again.
 """
 
 import json
@@ -14,12 +15,13 @@ from typing import Any, Self
 
 from mnet_cli.errors import DataError, MachineError, UsageError
 from mnet_cli.system.atomic import atomic_write, remove_leftovers, write_json
-from mnet_cli.system.locks import LOCK, lock_folder
+from mnet_cli.system.locks import lock_folder, refuse_other_files
 from mnet_cli.system.text import printable
 
 ABOUT, FORMAT = "_about.json", 1  # readers of Parquet folders leave such names out
 PART = "part-{:05d}.parquet"
 ROWS, SECONDS = 10_000, 60.0  # a part ends with so many rows, or after so long
+VALUES = 2_000_000  # numbers in the rows that wait for their part
 
 Row = dict[str, Any]
 
@@ -31,10 +33,10 @@ class PartsFolder:
         folder: New, empty, or of the same answers.
         about: What the answers depend on; plain values.
         schema: Of all rows, for pyarrow: `path`, the answer, and `error`.
+        width: How many numbers there are in a row.
 
     Attributes:
         done: The paths of the images that are in a part.
-        errors: How many rows of the parts are errors.
 
     Raises:
         MachineError: The folder is in use, or cannot be written.
@@ -42,14 +44,15 @@ class PartsFolder:
         DataError: A part is damaged.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], schema: Any) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any], schema: Any, width: int) -> None:
         self.folder, self.about, self.schema = folder, {"format": FORMAT, **about}, schema
         self.done: set[str] = set()
-        self.errors = 0
         self._rows: list[Row] = []
         self._number, self._due = 0, 0.0
+        self._most = max(1, min(ROWS, VALUES // max(1, width)))
 
     def __enter__(self) -> Self:
+        refuse_other_files(self.folder, ABOUT)
         self._lock = lock_folder(self.folder)
         try:
             self._open()
@@ -74,8 +77,7 @@ class PartsFolder:
         if not self._rows:
             self._due = time.monotonic() + SECONDS
         self._rows.append(row)
-        self.errors += row["error"] is not None
-        if len(self._rows) >= ROWS or time.monotonic() >= self._due:
+        if len(self._rows) >= self._most or time.monotonic() >= self._due:
             self.write()
 
     def write(self) -> None:
@@ -96,19 +98,15 @@ class PartsFolder:
         import pyarrow.parquet
 
         if not (self.folder / ABOUT).is_file():
-            if any(path.name != LOCK for path in self.folder.iterdir()):
-                raise UsageError(
-                    f"--out {printable(str(self.folder))}",
-                    f"is not empty and has no {ABOUT}",
-                    next_step="Choose another folder",
-                )
             write_json(self.folder / ABOUT, self.about)
         self._refuse_other()
         remove_leftovers(self.folder, owned=True)
         for path in sorted(self.folder.glob("part-*.parquet")):
             try:
                 table = pyarrow.parquet.read_table(path, columns=["path", "error"])
-                done, errors = table["path"].to_pylist(), table["error"]
+                if table["error"].null_count < len(table):
+                    table = self._without_errors(path)
+                done = table["path"].to_pylist()
             except (pa.ArrowException, OSError, KeyError) as error:
                 reason = str(error).splitlines()[0]
                 raise DataError(
@@ -117,9 +115,22 @@ class PartsFolder:
                     next_step="Remove it; its images are then done again",
                 ) from error
             self.done.update(done)
-            self.errors += len(errors) - errors.null_count
             if found := re.fullmatch(r"part-(\d+)\.parquet", path.name):
                 self._number = max(self._number, int(found[1]) + 1)
+
+    def _without_errors(self, path: Path) -> Any:
+        """Leave the rows with an error out of a part, and give the others."""
+        import pyarrow.compute
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+        table = table.filter(pyarrow.compute.is_null(table["error"]))
+        if not len(table):
+            path.unlink()
+        else:
+            with atomic_write(path) as file:
+                pyarrow.parquet.write_table(table, file)
+        return table
 
     def _refuse_other(self) -> None:
         try:

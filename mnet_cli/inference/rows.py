@@ -1,6 +1,6 @@
 """Predictions or features of many images as rows: here, or on the machines of a cluster."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +13,22 @@ from numpy.typing import NDArray
 from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
 from mnet_cli.errors import DataError, WeightsError
-from mnet_cli.inference.classifier import Classifier, Classify, open_classifier
+from mnet_cli.inference.classifier import (
+    Classifier,
+    Classify,
+    changed_on_machine,
+    checkpoint_file,
+    open_classifier,
+)
 from mnet_cli.inference.parts import PartsFolder, Row, import_pyarrow
 from mnet_cli.inference.predict import outputs_in_order, predict
-from mnet_cli.system.atomic import publish, scratch_folder, write_csv
+from mnet_cli.system.atomic import atomic_write, write_csv
 from mnet_cli.system.cluster import connected, map_on_cluster
 from mnet_cli.system.hashing import content_sha256
 from mnet_cli.system.text import readable
 
 Image = ImageFile | DataError
+Progress = Callable[[int, int], None]
 
 
 class OpenRows(Protocol):
@@ -35,7 +42,11 @@ class OpenRows(Protocol):
     def schema(self) -> Any:
         """Of the rows, for pyarrow: `path`, the answer, and `error`."""
 
-    def rows(self, images: Iterable[Image]) -> Iterator[Row]:
+    @property
+    def width(self) -> int:
+        """How many numbers there are in a row."""
+
+    def rows(self, images: Iterable[ImageFile]) -> Iterator[Row]:
         """The rows of some images, in order."""
 
 
@@ -43,8 +54,13 @@ class RowSource(Protocol):
     """Says how rows are made; it can be pickled, and is opened where they are made.
 
     Attributes:
+        checkpoint: A checkpoint, run directory or exported file.
         batch_size: Images that a thread takes at a time.
     """
+
+    @property
+    def checkpoint(self) -> Path:
+        """As above."""
 
     @property
     def batch_size(self) -> int:
@@ -89,12 +105,22 @@ class OpenPredictions:
     options: PredictionRows
     classifier: Classifier
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of the classifier's file."""
+        return content_sha256(self.classifier.source)
+
+    @property
+    def width(self) -> int:
+        """As in `OpenRows`."""
+        return len(self.classifier.class_names)
+
     @property
     def about(self) -> dict[str, Any]:
         """As in `OpenRows`."""
         return {
             "rows": "predictions",
-            "network_sha256": content_sha256(self.classifier.source),
+            "network_sha256": self.sha256,
             "class_names": [readable(name) for name in self.classifier.class_names],
             "reject": self.options.reject,
             "fast_decode": self.options.fast_decode,
@@ -115,7 +141,7 @@ class OpenPredictions:
             ]
         )
 
-    def rows(self, images: Iterable[Image]) -> Iterator[Row]:
+    def rows(self, images: Iterable[ImageFile]) -> Iterator[Row]:
         """As in `OpenRows`."""
         names = self.classifier.class_names
         for answer in predict(
@@ -188,7 +214,7 @@ class FeatureRows:
             self,
             as_vectors(forward),
             checkpoint.preprocess,
-            forward.fingerprint,
+            content_sha256(checkpoint_file(self.checkpoint)),
             parallel=device.type == "cpu",
         )
 
@@ -211,18 +237,18 @@ class OpenFeatures:
         options: How to compute.
         forward: Images (N, 3, S, S) to features (N, D).
         preprocess: How an image becomes the network's input.
-        fingerprint: SHA-256 of the network below the head.
+        sha256: Of the checkpoint.
         parallel: As in `outputs_of`.
     """
 
     options: FeatureRows
     forward: Classify
     preprocess: Preprocess
-    fingerprint: str
+    sha256: str
     parallel: bool
 
     @cached_property
-    def dimension(self) -> int:
+    def width(self) -> int:
         """The length D of a vector."""
         size = self.preprocess.image_size
         found = self.forward(np.zeros((1, 3, size, size), np.float32))
@@ -233,9 +259,9 @@ class OpenFeatures:
         """As in `OpenRows`."""
         return {
             "rows": "features",
-            "network_sha256": self.fingerprint,
+            "network_sha256": self.sha256,
             "preprocess": self.preprocess.to_dict(),
-            "dimension": self.dimension,
+            "dimension": self.width,
             "fast_decode": self.options.fast_decode,
         }
 
@@ -247,7 +273,7 @@ class OpenFeatures:
         vector = pa.list_(pa.float32())
         return pa.schema([("path", pa.string()), ("vector", vector), ("error", pa.string())])
 
-    def rows(self, images: Iterable[Image]) -> Iterator[Row]:
+    def rows(self, images: Iterable[ImageFile]) -> Iterator[Row]:
         """As in `OpenRows`."""
         for name, _, output in outputs_in_order(
             images,
@@ -271,20 +297,28 @@ class RowsOf:
 
     Attributes:
         source: How rows are made.
+        about: What they depend on, as the process that asks has found it.
         images: All of them.
     """
 
     source: RowSource
-    images: Sequence[Image]
+    about: dict[str, Any]
+    images: Sequence[ImageFile]
 
-    def __call__(self) -> Any:
-        """Load the network, and return a function from numbers of images to their rows."""
+    def __call__(self) -> Callable[[range], list[Row]]:
+        """Load the network, and return a function from numbers of images to their rows.
+
+        Raises:
+            WeightsError: This machine has another file in the place of the network's.
+        """
         opened = self.source.open()
+        if opened.about != self.about:
+            raise changed_on_machine(self.source.checkpoint)
         return lambda numbers: list(opened.rows(self.images[number] for number in numbers))
 
 
 def numbered_rows(
-    source: RowSource, opened: OpenRows, images: Sequence[Image], cluster: str | None
+    source: RowSource, opened: OpenRows, images: Sequence[ImageFile], cluster: str | None
 ) -> Iterator[tuple[int, Row]]:
     """The row of each image with its number, in any order.
 
@@ -294,12 +328,13 @@ def numbered_rows(
         images: The images.
         cluster: The address of a Ray cluster; None computes in this process.
     """
-    if cluster is None:
+    if cluster is None or not images:
         yield from enumerate(opened.rows(images))
         return
+    work = RowsOf(source, opened.about, images)
     with (
         connected(cluster),
-        closing(map_on_cluster(RowsOf(source, images), len(images), source.batch_size)) as blocks,
+        closing(map_on_cluster(work, len(images), source.batch_size)) as blocks,
     ):
         for numbers, rows in blocks:
             yield from zip(numbers, rows, strict=True)
@@ -312,12 +347,14 @@ class Written:
     Attributes:
         images: How many images were asked for.
         fresh: How many rows were computed for them.
-        errors: How many rows there are in all that hold an error.
+        errors: How many of these rows hold an error.
+        unusable: Arguments that gave no image, and why.
     """
 
     images: int
     fresh: int
     errors: int
+    unusable: tuple[str, ...]
 
 
 def write_parts(
@@ -325,7 +362,7 @@ def write_parts(
     images: Iterable[Image],
     folder: Path,
     cluster: str | None = None,
-    on_progress: Any = None,
+    on_progress: Progress | None = None,
 ) -> Written:
     """Write the rows of images that are not in a folder of parts yet.
 
@@ -340,26 +377,36 @@ def write_parts(
         MnetError: See `PartsFolder`, `RowSource.open` and `map_on_cluster`.
     """
     opened = source.open()
-    with PartsFolder(folder, opened.about, opened.schema) as parts:
-        missing, asked = [], set[str]()
+    missing: list[ImageFile] = []
+    asked, unusable, errors = set[str](), list[str](), 0
+    with PartsFolder(folder, opened.about, opened.schema, opened.width) as parts:
         for image in images:
+            if isinstance(image, DataError):
+                unusable.append(str(image))
+                continue
             name = readable(image.where)
             if name not in asked and name not in parts.done:
                 missing.append(image)
             asked.add(name)
         for done, (_, row) in enumerate(numbered_rows(source, opened, missing, cluster), 1):
             parts.add(row)
+            errors += row["error"] is not None
             if on_progress:
                 on_progress(done, len(missing))
-    return Written(len(asked), len(missing), parts.errors)
+    return Written(len(asked), len(missing), errors, tuple(unusable))
+
+
+def paths_file(array: Path) -> Path:
+    """The file with the path of each row of an array: `features.paths.csv`."""
+    return array.with_suffix(".paths.csv")
 
 
 def write_array(
     source: FeatureRows,
-    images: Sequence[Image],
+    images: Iterable[Image],
     path: Path,
     cluster: str | None = None,
-    on_progress: Any = None,
+    on_progress: Progress | None = None,
 ) -> Written:
     """Write the features of images as an array (N, D), and their paths in a CSV file beside it.
 
@@ -367,8 +414,8 @@ def write_array(
 
     Args:
         source: How features are computed.
-        images: The N images.
-        path: Of the array, which ends in `.npy`; what is there is replaced.
+        images: As from `find_images`; N of them are images.
+        path: Of the array, in the format of NumPy, version 1.0; what is there is replaced.
         cluster: As in `numbered_rows`.
         on_progress: Called with (done, total).
 
@@ -376,19 +423,26 @@ def write_array(
         MnetError: See `RowSource.open`, `map_on_cluster` and `atomic_write`.
     """
     opened = source.open()
-    texts: list[dict[str, str]] = [{} for _ in images]
-    with scratch_folder(path.parent) as scratch:
-        temporary = scratch / path.name
-        array = np.lib.format.open_memmap(
-            temporary, "w+", np.float32, (len(images), opened.dimension)
-        )
-        for done, (number, row) in enumerate(numbered_rows(source, opened, images, cluster), 1):
-            array[number] = np.nan if row["error"] else row["vector"]
+    files, unusable = list[ImageFile](), list[str]()
+    for image in images:
+        if isinstance(image, DataError):
+            unusable.append(str(image))
+        else:
+            files.append(image)
+    texts: list[dict[str, str]] = [{} for _ in files]
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(files), opened.width)}
+    row_bytes = 4 * opened.width
+    # Not a memory map: on a full disk that would end the process.
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        for done, (number, row) in enumerate(numbered_rows(source, opened, files, cluster), 1):
+            vector = np.full(opened.width, np.nan) if row["error"] else row["vector"]
+            file.seek(start + number * row_bytes)
+            file.write(vector.astype("<f4").tobytes())
             texts[number] = {"path": row["path"], "error": row["error"] or ""}
             if on_progress:
-                on_progress(done, len(images))
-        array.flush()
-        del array
-        publish(temporary, path)
-    write_csv(path.with_suffix(".csv"), ("path", "error"), texts)
-    return Written(len(images), len(images), sum(bool(row["error"]) for row in texts))
+                on_progress(done, len(files))
+        write_csv(paths_file(path), ("path", "error"), texts)
+    errors = sum(bool(row["error"]) for row in texts)
+    return Written(len(files), len(files), errors, tuple(unusable))

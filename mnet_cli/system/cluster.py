@@ -6,23 +6,26 @@ is lost has not delivered. Results come to the process that asked, which alone w
 
 import logging
 import os
+import pickle
 import platform
+import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from mnet_cli.errors import MachineError, MnetError
+from mnet_cli.errors import MachineError, MnetError, UsageError
 from mnet_cli.system.machine import use_one_core
 from mnet_cli.system.quiet import quiet
+from mnet_cli.system.signals import raise_on_signals
+from mnet_cli.system.urls import without_credentials
 
 T = TypeVar("T")
 
 LOCAL = "local"  # an address: a cluster of this machine alone, for one command
 LEAST_CPUS = 2  # one for the worker and one for the task that gives out the work
 MOST_BATCHES = 32  # that a worker takes at a time, and a lost machine has to do again
+CONNECT_SECONDS = 10.0
 TURNS = 8  # of each worker at least, so that all end at about the same time
 VARIABLES = ("MNET_", "AWS_", "GOOGLE_", "XDG_CACHE_HOME", "OMP_WAIT_POLICY")  # workers get these
 
@@ -38,9 +41,10 @@ def connected(address: str) -> Iterator[None]:
 
     Raises:
         MachineError: Ray is not installed, there is no cluster, or it is too small.
+        UsageError: The address is that of a Ray client.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
-    variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
+    _check_address(address)
     try:
         with quiet():
             import ray
@@ -51,8 +55,8 @@ def connected(address: str) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=False if address == LOCAL else None,
-                runtime_env={"env_vars": variables},
             )
+        raise_on_signals()  # Ray has put handlers of its own in their place
     except ImportError as error:
         raise MachineError(
             f"--ray {address}",
@@ -60,12 +64,7 @@ def connected(address: str) -> Iterator[None]:
             next_step='Run: pip install "mnet-cli[ray]"',
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MachineError(
-            f"--ray {address}",
-            f"no cluster there ({reason})",
-            next_step='Start one with "ray start --head", or use --ray local',
-        ) from error
+        raise _no_cluster(address, error) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -107,7 +106,9 @@ def map_on_cluster(
     cpus = _cpus()
     together = batch * max(1, min(MOST_BATCHES, count // (batch * cpus * TURNS)))
     starts = range(0, count, together)
-    shared = ray.put((Path.cwd(), open_work, count, together))  # once a machine
+    # Not in Ray's own settings for workers, which it writes into logs.
+    variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
+    shared = ray.put((variables, Path.cwd(), open_work, count, together))  # once a machine
     results = (
         ray.data.range(len(starts), override_num_blocks=max(1, len(starts)))
         .map_batches(
@@ -123,7 +124,8 @@ def map_on_cluster(
     )
     try:
         for block in results:
-            for number, result in zip(block["id"].tolist(), block["result"], strict=True):
+            for number, content in zip(block["id"].tolist(), block["result"], strict=True):
+                result = pickle.loads(content)  # noqa: S301  a worker of this cluster made it
                 if isinstance(result, MnetError):
                     raise result
                 yield _items(number, count, together), result
@@ -141,7 +143,8 @@ class _Worker:
     def __init__(self, shared: Any) -> None:
         import ray
 
-        folder, open_work, self.count, self.together = ray.get(shared)
+        variables, folder, open_work, self.count, self.together = ray.get(shared)
+        os.environ.update(variables)
         self.work: Work[Any] | None = None
         self.error: MnetError | None = None
         try:
@@ -158,10 +161,10 @@ class _Worker:
             )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        results = np.empty(len(block["id"]), object)
-        for place, number in enumerate(block["id"].tolist()):
-            results[place] = self._result(_items(number, self.count, self.together))
-        return {"id": block["id"], "result": results}
+        numbers = block["id"].tolist()
+        results = [self._result(_items(n, self.count, self.together)) for n in numbers]
+        # As bytes: Ray would turn lists of numbers into arrays.
+        return {"id": block["id"], "result": list(map(pickle.dumps, results))}
 
     def _result(self, items: range) -> Any:
         if self.work is None:
@@ -170,6 +173,32 @@ class _Worker:
             return self.work(items)
         except MnetError as error:
             return error
+
+
+def _check_address(address: str) -> None:
+    """Refuse a host and port where nothing answers; Ray would try for minutes."""
+    if "://" in address:
+        raise UsageError(
+            f"--ray {without_credentials(address)}",
+            "a client of Ray cannot run this",
+            next_step="Give HOST:6379 on a machine of the cluster, or use ray job submit",
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> MachineError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return MachineError(
+        f"--ray {address}",
+        f"no cluster there ({reason})",
+        next_step='Start one with "ray start --head", or use --ray local',
+    )
 
 
 def _cpus() -> int:

@@ -4,11 +4,28 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mnet_cli.errors import MachineError
+from mnet_cli.errors import MachineError, UsageError
 from mnet_cli.system.atomic import not_writable
 from mnet_cli.system.text import printable
 
 LOCK = ".lock"
+
+
+def refuse_other_files(folder: Path, own: str) -> None:
+    """Refuse a folder that is not empty, unless the file `own` says whose it is.
+
+    Raises:
+        UsageError: It has other files, or is a file.
+    """
+    try:
+        if (folder / own).is_file() or all(path.name == LOCK for path in folder.iterdir()):
+            return
+        found = f"is not empty and has no {own}"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found = f"cannot be used ({error.strerror or error})"
+    raise UsageError(printable(str(folder)), found, next_step="Choose another folder")
 
 
 def lock_folder(folder: Path) -> FileLock:

@@ -17,7 +17,8 @@ def in_threads(work: Callable[[list[S]], list[T]], items: Iterable[S], count: in
 
     At most two groups of items a core are in memory, however many items there are.
     """
-    with ThreadPoolExecutor(cores()) as pool:
+    pool = ThreadPoolExecutor(cores())
+    try:
         remaining = iter(items)
         ahead: deque[Future[list[T]]] = deque()
         while True:
@@ -26,3 +27,5 @@ def in_threads(work: Callable[[list[S]], list[T]], items: Iterable[S], count: in
             if not ahead:
                 return
             yield from ahead.popleft().result()
+    finally:  # where it is stopped, what has not begun must not be waited for
+        pool.shutdown(cancel_futures=True)

@@ -7,7 +7,10 @@ from mnet_cli.errors import UsageError
 from mnet_cli.system.text import printable
 
 # What the names of keys and signatures in the query of a URL end with.
-SECRETS = ("signature", "sig", "token", "key", "keyid", "credential", "secret", "password")
+SECRETS = (
+    "signature", "sig", "token", "key", "keyid", "credential", "secret", "password", "passwd",
+    "pwd", "auth",
+)  # fmt: skip
 CHAINED = re.compile(r"^\w+::|::\w+://")  # two file systems of fsspec, as zip://a::https://b
 
 
@@ -38,10 +41,12 @@ def refuse_credentials(url: str, where: str) -> None:
     try:
         parts = urlsplit(url)
         has_user = bool(parts.username or parts.password)
+        _ = parts.port  # no number where a password with a slash in it follows the colon
     except ValueError as error:
         # The words of the error may repeat the URL.
         raise UsageError(where, "not a valid URL", next_step="Correct the URL") from error
-    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    pairs = "&".join((parts.query, parts.fragment)).replace(";", "&")
+    names = [name.lower() for name, _ in parse_qsl(pairs, keep_blank_values=True)]
     if has_user or any(name.endswith(SECRETS) for name in names):
         raise UsageError(
             where,

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mnet_cli.data.dataset import DataSet
-from mnet_cli.errors import MachineError, RecipeError
+from mnet_cli.errors import MachineError, RecipeError, UsageError
 from mnet_cli.features.boundary import facts_of_machine
 from mnet_cli.features.extract import MissingViews, cached_features
 from mnet_cli.models.device import choose_device
@@ -31,6 +32,7 @@ Progress = Callable[[int, int], None]
 def fill_cache(
     recipe: Recipe,
     data: DataSet,
+    device: torch.device,
     cluster: str | None = None,
     on_features: Progress | None = None,
     on_weights: Progress | None = None,
@@ -40,6 +42,7 @@ def fill_cache(
     Args:
         recipe: The resolved recipe.
         data: The recipe's data, as `prepare_data` gave it.
+        device: Where the features are computed, and the recipe will be trained.
         cluster: The address of a Ray cluster; None computes on this machine.
         on_features: Called with (done, total) views.
         on_weights: Called with (done, total) bytes while weights are downloaded.
@@ -49,12 +52,19 @@ def fill_cache(
 
     Raises:
         RecipeError: No phase takes features from the cache.
+        UsageError: A cluster is to compute, and the device is no CPU.
         DataError, MachineError, WeightsError: See `cached_features` and `prepare_model`.
     """
+    if cluster and device.type != "cpu":
+        raise UsageError(
+            "--ray",
+            f"a cluster computes on CPUs, and features for {device.type} differ in their last bits",
+            next_step="Add --device cpu, also when you train",
+        )
+    if recipe.train.mixup or recipe.train.cutmix:
+        raise _nothing_to_fill()
     model, model_args, preprocess, weights = prepare_model(recipe, data.class_names, on_weights)
-    job = Job(
-        recipe, data, model, model_args, preprocess, weights, choose_device("cpu"), Path(), None
-    )
+    job = Job(recipe, data, model, model_args, preprocess, weights, device, Path(), None)
     found: list[CacheUse] = []
     names = {name for name, _ in model.named_parameters()}
     learned: set[str] = set()  # by the phases so far
@@ -77,13 +87,18 @@ def fill_cache(
                 )
                 found.append(cache_use(boundary, len(views), features))
         learned |= names - frozen
-    if not found or recipe.train.mixup or recipe.train.cutmix:
-        raise RecipeError(
-            "data.cached_views",
-            "no phase of this recipe takes features from the cache",
-            next_step="Freeze features or features[:N], and do not set data.cached_views to 0",
-        )
+    if not found:
+        raise _nothing_to_fill()
     return found
+
+
+def _nothing_to_fill() -> RecipeError:
+    return RecipeError(
+        "data.cached_views",
+        "no phase of this recipe takes features from the cache",
+        next_step="Freeze features or features[:N], use neither mixup nor cutmix, and do not set "
+        "data.cached_views to 0",
+    )
 
 
 @dataclass(frozen=True)

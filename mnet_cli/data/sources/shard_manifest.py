@@ -58,25 +58,23 @@ class ShardManifest:
 
 
 def read_manifest(root: str) -> ShardManifest | None:
-    """The manifest of the set at a path or URL; None if it has none.
+    """The manifest of the set at a path or URL; None if it has none, or one of another program.
 
     Raises:
-        DataError: It is damaged, or of a newer version.
+        DataError: It was written by a newer version.
     """
     file = find_file(f"{root.rstrip('/')}/{NAME}")
     if file is None:
         return None
     try:
         content = json.loads(file.read())
+        if "packing" not in content or "shards" not in content:
+            return None
         if content.pop("format") == FORMAT:
             shards = [Shard(**shard) for shard in content.pop("shards")]
             return ShardManifest(shards=shards, **content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            printable(file.name),
-            f"is not a list of shards ({type(error).__name__})",
-            next_step="Pack the set again, or remove this file",
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
     raise DataError(
         printable(file.name),
         "was written by a newer version of mnet",
