@@ -31,6 +31,7 @@ from mnet_cli.system.plugins import ARCHITECTURES
 SIZES = (96, 160, 224)
 FORWARD = "forward, {} at {} px"
 UNFROZEN = "training without frozen layers, V2 at 96 px"
+APART = f"{UNFROZEN}, two networks"
 HEAD = "training the classifier on cached features, V2"
 RECIPE = """\
 schema: 1
@@ -167,29 +168,38 @@ def rates(count: int, *arguments: Any) -> dict[str, float]:
     return {name: sum(one[name] for one in found) for name in found[0]}
 
 
-def training_rate(count: int, **settings: Any) -> float:
-    """Images a second of `torchrun` with so many processes of one thread, in the last epoch.
+def training_rates(groups: list[set[int]], **settings: Any) -> list[float]:
+    """Images a second of several trainings that run at the same time, in their last epoch.
 
     Args:
-        count: Of processes.
+        groups: The cores of each training; `torchrun` starts a process of one thread on each.
         settings: Fill the gaps of `RECIPE`.
     """
-    cores = set(sorted(os.sched_getaffinity(0))[:count])
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "unfrozen.yaml")
         recipe.write_text(RECIPE.format(**settings), encoding="utf-8")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        command = ["-m", "mnet_cli", "train", str(recipe), "--out", f"{folder}/run", "-q"]
-        subprocess.run(
-            [*launcher, *command],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )
-        metrics = Path(folder, "run/metrics.csv").read_text(encoding="utf-8").splitlines()
-    column = metrics[0].split(",").index("images_per_second")
-    return float(metrics[-1].split(",")[column])
+        runs = [Path(folder, f"run{number}") for number in range(len(groups))]
+        started = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                    *("--nproc-per-node", str(len(cores))),
+                    *("-m", "mnet_cli", "train", str(recipe), "--out", str(run), "-q"),
+                ],
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+                preexec_fn=partial(os.sched_setaffinity, 0, cores),
+            )
+            for cores, run in zip(groups, runs, strict=True)
+        ]
+        if any([process.wait() for process in started]):
+            raise SystemExit("a training failed")
+        return [_last_rate(run / "metrics.csv") for run in runs]
+
+
+def _last_rate(metrics: Path) -> float:
+    rows = metrics.read_text(encoding="utf-8").splitlines()
+    return float(rows[-1].split(",")[rows[0].split(",").index("images_per_second")])
 
 
 def main() -> None:
@@ -204,9 +214,13 @@ def main() -> None:
     one, two = (rates(count, root, weights, options.seconds) for count in (1, 2))
     files = {"root": root, "weights": weights}
     unfrozen = {**files, "freeze": "none", "size": 96, "epochs": 2}
-    one[UNFROZEN], two[UNFROZEN] = (training_rate(count, **unfrozen) for count in (1, 2))
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    [one[UNFROZEN]] = training_rates([{first}], **unfrozen)
+    [two[UNFROZEN]] = training_rates([{first, second}], **unfrozen)
+    # What these cores give where no process waits for another.
+    one[APART], two[APART] = one[UNFROZEN], sum(training_rates([{first}, {second}], **unfrozen))
     # The classifier is trained by one process, however many there are.
-    head = training_rate(1, **files, freeze="features", size=224, epochs=20)
+    [head] = training_rates([{first}], **files, freeze="features", size=224, epochs=20)
     table = [
         (name, f"{one[name]:,.0f}", f"{two[name]:,.0f}", f"{two[name] / one[name] / 2:.2f}")
         for name in one
