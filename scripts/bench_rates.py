@@ -192,7 +192,8 @@ def training_rates(groups: list[set[int]], **settings: Any) -> list[float]:
             )
             for cores, run in zip(groups, runs, strict=True)
         ]
-        if any([process.wait() for process in started]):
+        codes = [process.wait() for process in started]
+        if any(codes):
             raise SystemExit("a training failed")
         return [_last_rate(run / "metrics.csv") for run in runs]
 
