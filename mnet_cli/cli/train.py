@@ -70,16 +70,16 @@ def train(
     if recipe and recipe_option:
         advice = "Give one of the two"
         raise UsageError(f"--recipe {recipe_option}", f"given with {recipe}", next_step=advice)
-    asked = Asked(recipe or recipe_option, data, overrides or [], out, resume, device)
+    options = TrainOptions(recipe or recipe_option, data, overrides or [], out, resume, device)
     group = join_group()
     if not group.is_main:
         console.settings.is_silent = True
     with group:
-        _train(asked, group)
+        _train(options, group)
 
 
 @dataclass
-class Asked:
+class TrainOptions:
     """What the command line asks for; see `train`."""
 
     recipe: str | None
@@ -90,15 +90,15 @@ class Asked:
     device: str
 
 
-def _train(asked: Asked, group: "ProcessGroup") -> None:
+def _train(options: TrainOptions, group: "ProcessGroup") -> None:
     """Train with all processes of a group; process 0 alone prints and writes."""
     job: Job | None
     if group.size == 1:
-        job = _prepare(asked, group)
+        job = _prepare(options, group)
     else:
         from mnet_cli.training.prepare import share_job
 
-        job = share_job(group, lambda: _prepare(asked, group))
+        job = share_job(group, lambda: _prepare(options, group))
     if job is None:
         return
 
@@ -120,13 +120,13 @@ def _train(asked: Asked, group: "ProcessGroup") -> None:
     console.show(summary, lambda: _show_summary(job.run, summary))
 
 
-def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
+def _prepare(options: TrainOptions, group: "ProcessGroup") -> "Job | None":
     """Turn the command line into a job; None if the run that it names is complete."""
     from mnet_cli.recipe import data_overrides, select_recipe
 
-    root, out = None, asked.out
-    recipe, data, overrides = asked.recipe, asked.data, asked.overrides
-    resume = asked.resume or _restarted(asked, group)
+    root, out = None, options.out
+    recipe, data, overrides = options.recipe, options.data, options.overrides
+    resume = options.resume or _restarted(options, group)
     if resume:
         out = None
         resume = resume.resolve() if resume.is_symlink() else resume  # runs/latest may move on
@@ -155,7 +155,7 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
     from mnet_cli.training.prepare import prepare_data, prepare_job
     from mnet_cli.training.resume import resume_job
 
-    chosen = choose_device(asked.device)
+    chosen = choose_device(options.device)
     check_trackers(resolved)
     if not resume:
         with console.bar("downloading", unit="B") as on_progress:
@@ -197,15 +197,17 @@ def _prepare(asked: Asked, group: "ProcessGroup") -> "Job | None":
     return job
 
 
-def _restarted(asked: Asked, group: "ProcessGroup") -> Path | None:
+def _restarted(options: TrainOptions, group: "ProcessGroup") -> Path | None:
     """The run that an earlier start of this launch has made; None at the first start."""
-    if not group.restarts or not (asked.recipe or asked.data):
+    if not group.restarts or not (options.recipe or options.data):
         return None
 
     from mnet_cli.recipe import select_recipe
     from mnet_cli.training.run_directory import find_launched
 
-    root = asked.out or Path(select_recipe(asked.recipe, asked.overrides, asked.data).output.root)
+    root = options.out or Path(
+        select_recipe(options.recipe, options.overrides, options.data).output.root
+    )
     run = find_launched(root, group.launch)
     if run and not (run / "recipe.yaml").exists():  # it was killed before it had begun
         shutil.rmtree(run, ignore_errors=True)
