@@ -1,7 +1,7 @@
 """Kill training, damage its files, and count what was lost.
 
 Usage: .venv/bin/python scripts/torture.py [--kills 2000] [--mutations 5000] [--seed 0]
-                                           [--epochs 2] [--processes 20]
+                                           [--epochs 2] [--processes 20] [--every 1]
                                            [--only points|twice|disk|times|processes|mutations]
 
 Six trials, on a tiny network and drawn photographs in a temporary folder:
@@ -14,6 +14,8 @@ Six trials, on a tiny network and drawn photographs in a temporary folder:
 5. processes: of two processes that torchrun started, one is killed by SIGKILL at a write, sync,
    rename, link or removal, or in the middle of a step; torchrun starts both again.
 6. mutations: checkpoints and images with a few bytes changed, cut or repeated.
+
+`--every N` tries each N-th call only.
 
 A case is lost if the checkpoint does not load, the resumed run ends with other weights than one
 that was never stopped, a temporary file is left over, or damage raises anything but mnet's own
@@ -185,8 +187,8 @@ def digest(run: Path) -> str:
 class Trials:
     """The count of cases and losses, and the run they are compared with."""
 
-    def __init__(self, folder: Path, epochs: int) -> None:
-        self.folder, self.recipe = folder, folder / "tiny.yaml"
+    def __init__(self, folder: Path, epochs: int, every: int) -> None:
+        self.folder, self.recipe, self.every = folder, folder / "tiny.yaml", every
         self.cases = self.lost = 0
         draw(folder / "photos")
         recipe = RECIPE.replace("ROOT", str(folder / "photos")).replace("EPOCHS", str(epochs))
@@ -219,9 +221,8 @@ class Trials:
 
     def every_point(self, act: Callable[[], object], name: str, *, twice: bool = False) -> None:
         """Stop a run at each of its calls in turn; and, if `twice`, the resumed run too."""
-        number, run, reached = 0, self.folder / "run", self.folder / "reached"
-        while True:
-            number += 1
+        run, reached = self.folder / "run", self.folder / "reached"
+        for number in itertools.count(1, self.every):
             self.forget()
 
             def stopped(number: int = number) -> None:
@@ -384,12 +385,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--processes", type=int, default=20)
+    parser.add_argument("--every", type=int, default=1)
     names = ("points", "twice", "disk", "times", "processes", "mutations")
     parser.add_argument("--only", choices=names)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(Path(folder), options.epochs)
+        trials = Trials(Path(folder), options.epochs, options.every)
         for name, title, work in (
             ("points", "killed at every point", lambda: trials.every_point(kill_self, "point")),
             (
