@@ -87,6 +87,15 @@ def test_a_place_that_cannot_hold_answers_is_refused(photos, tmp_path, capsys):
     assert not list(tmp_path.rglob("answers"))
 
 
+def test_features_never_replace_the_list_of_their_images(photos, tmp_path, capsys):
+    listed = tmp_path / "a.paths.csv"
+    listed.write_text(f"path\n{photos / 'val' / 'red' / '0.jpg'}\n")
+    before = listed.read_bytes()
+    assert run(["embed", str(listed), "--out", str(tmp_path / "a.npy"), "--force"]) == 2
+    assert "would replace" in capsys.readouterr().err
+    assert listed.read_bytes() == before
+
+
 def test_a_path_that_is_given_twice_is_one_row(photos, trained, tmp_path):
     image = str(photos / "val" / "red" / "0.jpg")
     command = ["predict", image, image, "-c", str(trained), "--out", str(tmp_path / "out")]

@@ -52,6 +52,10 @@ def embed(
         if path.exists():
             advice = "Choose a new file, or add --force"
             raise UsageError(f"--out {path}", "the file exists", next_step=advice)
+    given = {Path(path).resolve() for path in paths}
+    if is_array and paths_file(Path(out)).resolve() in given:
+        advice = "Choose another name for the array"
+        raise UsageError(f"--out {out}", f"would replace {paths_file(Path(out))}", next_step=advice)
     predict.refuse_unmatched(path for path in paths if path != STDIN)
     images = predict.find_images(arguments(paths))
     source = FeatureRows(checkpoint or latest_run(), device, batch_size, fast_decode)

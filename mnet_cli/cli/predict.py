@@ -177,7 +177,7 @@ def check_out(out: str, paths: Sequence[str]) -> None:
     for path in paths:
         is_local = path != STDIN and not is_url(path)
         if is_local and Path(out).resolve().is_relative_to(Path(path).resolve()):
-            raise UsageError(f"--out {out}", f"is inside {path}", next_step="Choose another")
+            raise UsageError(f"--out {out}", f"is inside {path}", next_step="Choose another place")
 
 
 def show_written(out: str, written: "Written") -> None:

@@ -21,10 +21,11 @@ from mnet_cli.data.sources import open_source
 from mnet_cli.data.sources.base import ImageSource, SourceImage
 from mnet_cli.data.sources.classes import check_classes
 from mnet_cli.data.sources.folder import IMAGE_EXTENSIONS
+from mnet_cli.data.sources.parquet import import_pyarrow
 from mnet_cli.data.sources.rows import below_class
 from mnet_cli.data.sources.shard_manifest import NAME, Shard, ShardManifest, read_manifest
 from mnet_cli.data.sources.tar import CLASSES
-from mnet_cli.errors import DataError, MachineError, UsageError
+from mnet_cli.errors import DataError, UsageError
 from mnet_cli.system.atomic import atomic_write, remove_leftovers
 from mnet_cli.system.hashing import file_sha256
 from mnet_cli.system.locks import lock_folder, refuse_other_files
@@ -181,7 +182,8 @@ def pack(
         MachineError: It cannot be written, another process packs there, or an extra is missing.
     """
     destination = _checked(root, os.fspath(folder))
-    _check_extra(kind)
+    if kind == "parquet":
+        import_pyarrow("--format parquet")
     splits = check_classes(open_source(root), least_classes=1)
     class_names = next(iter(splits.values())).class_names
     packing = {
@@ -198,14 +200,9 @@ def pack(
         if not manifest.complete:
             if kind == "tar":
                 _write_classes(destination, class_names)
-            report, done = _counted(on_progress, sum(map(len, splits.values()))), 0
+            report = _counted(on_progress, sum(map(len, splits.values())))
             for split, source in splits.items():
-                shards = [shard for shard in manifest.shards if shard.split == split]
-                done = sum(shard.images for shard in shards)
-                for _ in range(done):
-                    next(report)
-                images = _images(source, split, done, size)
-                _pack_split(destination, split, images, manifest, class_names, report)
+                _pack_split(destination, split, source, manifest, report)
             manifest = ShardManifest(packing, manifest.shards, complete=True)
             manifest.write(destination)
     return PackResult(
@@ -219,22 +216,24 @@ def pack(
 def _pack_split(
     destination: Path,
     split: str,
-    images: Iterator[PackedImage],
+    source: ImageSource,
     manifest: ShardManifest,
-    class_names: Sequence[str],
     report: Iterator[None],
 ) -> None:
     """Write the shards of a split that are missing, and list each in the manifest."""
     finished = [shard for shard in manifest.shards if shard.split == split]
     number, place = len(finished), sum(shard.images for shard in finished)
     kind, shard_bytes = manifest.packing["kind"], manifest.packing["shard_bytes"]
+    for _ in range(place):
+        next(report)
+    images = _images(source, split, place, manifest.packing["size"])
     folder = destination if split == "all" else destination / split
     folder.mkdir(exist_ok=True)
     remove_leftovers(folder, owned=True)
     for first in images:
         path, start, filled = folder / f"shard-{number:05d}.{kind}", place, 0
         with atomic_write(path) as file:
-            writer = WRITERS[kind](file, class_names)
+            writer = WRITERS[kind](file, source.class_names)
             for image in chain([first], images):
                 writer.add(place, image)
                 filled, place = filled + len(image.content), place + 1
@@ -384,18 +383,6 @@ def _checked(root: str, folder: str) -> Path:
         )
     refuse_other_files(destination, NAME)
     return destination
-
-
-def _check_extra(kind: str) -> None:
-    if kind == "parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise MachineError(
-                "--format parquet",
-                "needs a package that is not installed",
-                next_step='Run: pip install "mnet-cli[parquet]"',
-            ) from error
 
 
 def _started(destination: Path, packing: dict[str, Any]) -> ShardManifest:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mnet_cli.errors import DataError, MachineError, UsageError
+from mnet_cli.errors import DataError, UsageError
 from mnet_cli.system.atomic import atomic_write, remove_leftovers, write_json
 from mnet_cli.system.locks import lock_folder, refuse_other_files
 from mnet_cli.system.text import printable
@@ -148,23 +148,3 @@ class PartsFolder:
                 f"holds answers that differ in {', '.join(differences)}",
                 next_step="Choose another folder",
             )
-
-
-def import_pyarrow(where: str) -> Any:
-    """The package that writes Parquet.
-
-    Args:
-        where: What needs it, for the error.
-
-    Raises:
-        MachineError: It is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MachineError(
-            where,
-            "Parquet needs a package that is not installed",
-            next_step='Run: pip install "mnet-cli[parquet]"',
-        ) from error
-    return pyarrow

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mnet_cli.data.image_files import ImageFile
 from mnet_cli.data.preprocess import Preprocess
+from mnet_cli.data.sources.parquet import import_pyarrow
 from mnet_cli.errors import DataError, WeightsError
 from mnet_cli.inference.classifier import (
     Classifier,
@@ -20,7 +21,7 @@ from mnet_cli.inference.classifier import (
     checkpoint_file,
     open_classifier,
 )
-from mnet_cli.inference.parts import PartsFolder, Row, import_pyarrow
+from mnet_cli.inference.parts import PartsFolder, Row
 from mnet_cli.inference.predict import outputs_in_order, predict
 from mnet_cli.system.atomic import atomic_write, write_csv
 from mnet_cli.system.cluster import connected, map_on_cluster

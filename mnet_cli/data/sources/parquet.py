@@ -164,6 +164,27 @@ def _images(file: StoredFile, group: int) -> list[bytes]:
         return [content or b"" for content in images.to_pylist()]
 
 
+def import_pyarrow(where: str) -> Any:
+    """The package that reads and writes Parquet.
+
+    Args:
+        where: What needs it, for the error.
+
+    Raises:
+        MachineError: It is not installed.
+    """
+    try:
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MachineError(
+            where,
+            "Parquet needs a package that is not installed",
+            next_step='Run: pip install "mnet-cli[parquet]"',
+        ) from error
+    return pyarrow
+
+
 class _Opened:
     """A Parquet file that is open for a block, with pyarrow's errors as mnet's."""
 
@@ -171,15 +192,7 @@ class _Opened:
         self.file = file
 
     def __enter__(self) -> Any:
-        try:
-            import pyarrow.compute
-            import pyarrow.parquet
-        except ImportError as error:
-            raise MachineError(
-                printable(self.file.name),
-                "reading Parquet needs a package that is not installed",
-                next_step='Run: pip install "mnet-cli[parquet]"',
-            ) from error
+        pyarrow = import_pyarrow(printable(self.file.name))
         try:
             self.parquet = pyarrow.parquet.ParquetFile(StoredStream(self.file))
         except (pyarrow.ArrowException, OSError) as error:
