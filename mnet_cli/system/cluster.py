@@ -205,7 +205,7 @@ def _cpus() -> int:
     """CPUs of the cluster."""
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return int(resources.get("CPU", 0))
 
 
