@@ -77,53 +77,65 @@ def archive(photos, tmp_path) -> Path:
     return tmp_path / "photos.zip"
 
 
-def mnet(site: Path, *arguments: str) -> str:
+STORY = """\
+import json, sys
+from mnet_cli.cli import run
+if __name__ == "__main__":
+    for command in json.loads(sys.argv[1]):
+        code = run(command)
+        print("@@", flush=True)
+        if code:
+            sys.exit(code)
+"""
+
+
+def mnet(site: Path, *commands: list[str]) -> list[str]:
+    """Run commands in one process that can import the package; what each printed on stdout."""
     done = subprocess.run(
-        [sys.executable, "-c", "from mnet_cli.cli import main; main()", *arguments],
+        [sys.executable, "-c", STORY, json.dumps(commands)],
         cwd=site.parent,
         env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.split("@@\n")[:-1]
 
 
 @pytest.mark.parametrize("freeze", ["features", "none"])
 def test_a_source_of_another_package_trains_and_evaluates_as_a_folder_does(
     package, archive, photos, tmp_path, freeze
 ):
-    states = []
-    for name, root in (("folder", photos), ("zip", archive)):
-        recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(RECIPE.replace("FREEZE", freeze).replace("ROOT", str(root)))
-        mnet(package, "train", "--recipe", str(recipe), "--out", str(tmp_path / name), "-q")
-        states.append(torch.load(tmp_path / name / "best.pt", weights_only=True)["state_dict"])
+    roots = {"folder": photos, "zip": archive}
+    for name, root in roots.items():
+        recipe = RECIPE.replace("FREEZE", freeze).replace("ROOT", str(root))
+        (tmp_path / f"{name}.yaml").write_text(recipe)
+    trained = [["train", f"{name}.yaml", "--out", name, "-q"] for name in roots]
+    scored = [
+        ["eval", "-c", "zip", *data, "--json"]
+        for data in ((), ("--data", str(archive), "--split", "val"),
+                     ("--data", str(photos), "--split", "val"))
+    ]  # fmt: skip
+    predicted = [
+        ["predict", "-c", "zip", "--json", str(path)]
+        for path in (archive, photos / "val/red/0.jpg")
+    ]
+    _, _, *scores, every, one = mnet(package, *trained, *scored, *predicted)
+
+    states = [
+        torch.load(tmp_path / name / "best.pt", weights_only=True)["state_dict"] for name in roots
+    ]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    manifests = [(tmp_path / name / "split.csv").read_text() for name in ("folder", "zip")]
+    manifests = [(tmp_path / name / "split.csv").read_text() for name in roots]
     assert manifests[0] == manifests[1]
 
-    checkpoint = str(tmp_path / "zip")
-    again = [
-        json.loads(mnet(package, "eval", "-c", checkpoint, *data, "--json"))
-        for data in (
-            (),
-            ("--data", str(archive), "--split", "val"),
-            ("--data", str(photos), "--split", "val"),
-        )
-    ]
+    again = [json.loads(score) for score in scores]
     assert again[0]["images"] == 12
     assert again[0]["loss"] == again[1]["loss"] == again[2]["loss"]
 
-    lines = mnet(package, "predict", "-c", checkpoint, "--json", str(archive)).splitlines()
-    by_path = {record["path"]: record["probs"] for record in map(json.loads, lines)}
+    by_path = {record["path"]: record["probs"] for record in map(json.loads, every.splitlines())}
     assert len(by_path) == 36
-    [record] = map(
-        json.loads,
-        mnet(
-            package, "predict", "-c", checkpoint, "--json", str(photos / "val/red/0.jpg")
-        ).splitlines(),
-    )
+    [record] = map(json.loads, one.splitlines())
     assert by_path[f"{archive}/val/red/0.jpg"] == pytest.approx(record["probs"], abs=1e-6)
 
 

@@ -11,6 +11,14 @@ from mnet_cli.models.registry import build_model, find_architecture
 from mnet_cli.system.plugins import ARCHITECTURES
 
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES.names())
+# Compilers need up to 40 s a network: by default only V3 Small, which has every kind of layer.
+every_arch_slowly = pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=[] if arch == "mobilenet_v3_small" else [pytest.mark.slow])
+        for arch in ARCHITECTURES.names()
+    ],
+)
 
 
 def test_the_mobilenets_are_registered():
@@ -93,7 +101,7 @@ def test_what_is_no_architecture_is_refused_and_left_out(monkeypatch):
         plugins._declared.cache_clear()
 
 
-@every_arch
+@every_arch_slowly
 def test_torch_export_traces_the_model_for_any_batch(arch):
     model = build_model(arch, 5, width_mult=0.25).eval()
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
@@ -103,7 +111,7 @@ def test_torch_export_traces_the_model_for_any_batch(arch):
         torch.testing.assert_close(program.module()(images), model(images))
 
 
-@every_arch
+@every_arch_slowly
 def test_torch_compile_traces_the_model_as_one_graph(arch):
     model = build_model(arch, 5, width_mult=0.25).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
