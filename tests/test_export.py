@@ -45,6 +45,10 @@ from mnet_cli.system.plugins import ARCHITECTURES
 FORMATS = {name: registry.find_format(name) for name in registry.FORMATS.names()}
 INSTALLED = [name for name, kind in FORMATS.items() if not kind.missing_package()]
 RUN_HERE = [name for name in INSTALLED if FORMATS[name].runs_here]
+# torch.export needs up to a minute for one network: tests of pt2 are slow where others do the same.
+RUN_HERE_SLOWLY = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "pt2" else []) for name in RUN_HERE
+]
 NO_TORCH = [name for name in ("onnx", "tflite") if name in INSTALLED]  # their adapters need none
 STANDALONE = Path(__file__).with_name("standalone_predict.py")
 NAMES = ("blue", "green", "red")
@@ -130,7 +134,6 @@ VARIANTS = [
 ]
 
 
-# torch.export needs up to a minute for one network: of those, only V2 runs by default.
 @pytest.mark.parametrize(
     ("arch", "arguments", "size", "name"),
     [
@@ -199,7 +202,7 @@ def test_a_baked_graph_sums_to_one_without_mnet(photos, tmp_path):
     assert np.allclose(found.sum(1), 1)
 
 
-@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize("name", RUN_HERE_SLOWLY)
 @pytest.mark.parametrize("batch", [5, 17])
 def test_a_fixed_batch_is_filled_up(name, batch, photos, tmp_path):
     source = lively(tmp_path, "mobilenet_v1", photos)
@@ -348,7 +351,7 @@ def test_channels_that_training_emptied_keep_their_bias_in_eight_bits(
     assert result.report.max_delta < 0.05
 
 
-@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize("name", RUN_HERE_SLOWLY)
 def test_threads_do_not_mix_up_their_answers(name, v3_file):
     classify = open_classifier(v3_file(name), "cpu").classify
     images = np.random.default_rng(0).standard_normal((16, 1, 3, 32, 32), np.float32)

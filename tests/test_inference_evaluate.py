@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_whole_array_to_the_last_bit():
 
 
 def test_memory_does_not_grow_by_a_number_for_every_image_and_class(photos, monkeypatch):
-    monkeypatch.setattr("mnet_cli.inference.stream.cores", lambda: 2)
+    monkeypatch.setattr("mnet_cli.system.threads.cores", lambda: 2)
     paths = [*map(FileImage, sorted((photos / "train").rglob("*.jpg")))] * 25
     names = [str(label) for label in range(5000)]
     labels = np.arange(len(paths))

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness kills forked processes")
 @pytest.mark.parametrize("trial", ["points", "times", "mutations"])
 def test_nothing_is_lost(trial):
-    options = ["--only", trial, "--kills", "6", "--mutations", "400", "--every", "5"]
+    options = ["--only", trial, "--kills", "6", "--mutations", "400", "--every", "20"]
     command = [sys.executable, str(SCRIPT), *options]
     done = subprocess.run(
         command,
