@@ -1,22 +1,26 @@
-"""Show what the cache costs in accuracy: top-1 by the number of cached views, over several splits.
+"""Compare recipes, or settings of one, by their accuracy over several splits of a data set.
 
-Usage: .venv/bin/python scripts/bench_accuracy.py ROOT RECIPE WEIGHTS [--seeds 5]
-           [--views auto 0] [--set KEY=VALUE …] [--json FILE]
+Usage: .venv/bin/python scripts/bench_accuracy.py ROOT WEIGHTS RECIPE[,KEY=VALUE…] …
+           [--seeds 5] [--json FILE]
 
 ROOT is a data set with train/ and val/. Its photographs are put together and divided anew by
 each seed, class by class and in the same proportion, for one split of a few hundred photographs
-cannot tell half a point. Each seed trains RECIPE from WEIGHTS once for each setting of
-`data.cached_views`, so that the settings are compared on the same splits. Printed are top-1 of
-the best and of the last epoch, and the difference of the last epoch's top-1 to that of the last
-setting, with its standard error over the seeds.
+cannot tell half a point. Each seed trains each setting from WEIGHTS, so that they are compared on
+the same splits. Printed are top-1 of the best and of the last epoch, log loss of the last one, and
+the difference of the last epoch's top-1 to that of the last setting, with its standard error
+over the seeds. Where a recipe is solved exactly, top-1 and log loss by cross-validation within the
+training part are printed as well.
 """
 
 import argparse
 import csv
 import json
+import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -41,55 +45,71 @@ def pool(root: Path, target: Path) -> float:
     return counts["val"] / (counts["train"] + counts["val"])
 
 
-def train(recipe: str, given: dict[str, object], folder: Path) -> tuple[float, float]:
-    """Top-1 of the best and of the last epoch of one run in a folder of its own."""
-    pairs = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
-    command = [*MNET, "train", "-r", recipe, *pairs, "--out", str(folder), "--json", "-q"]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+@dataclass(frozen=True)
+class Scores:
+    """What one run scored on the validation images, and by cross-validation on the others."""
+
+    best: float
+    last: float
+    loss: float
+    inside_top1: float
+    inside_loss: float
+
+
+def train(setting: str, given: Mapping[str, object], folder: Path) -> Scores:
+    """Train a setting in a folder of its own."""
+    recipe, *pairs = setting.split(",")
+    pairs += [f"{key}={value}" for key, value in given.items()]
+    sets = [part for pair in pairs for part in ("--set", pair)]
+    command = [*MNET, "train", "-r", recipe, *sets, "--out", str(folder), "--json", "-q"]
+    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
-    return float(json.loads(printed)["best"]["top1"]), float(last["top1"])
+    inside = summary["solver"] or {"top1": math.nan, "loss": math.nan}
+    return Scores(
+        float(summary["best"]["top1"]),
+        float(last["top1"]),
+        float(last["val_loss"]),
+        inside["top1"],
+        inside["loss"],
+    )
 
 
-def compare(options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Train every setting of every seed; the pairs of best and last top-1."""
-    found: dict[str, list[tuple[float, float]]] = {views: [] for views in options.views}
+def compare(options: argparse.Namespace) -> dict[str, list[Scores]]:
+    """Train every setting of every seed."""
+    found: dict[str, list[Scores]] = {setting: [] for setting in options.settings}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         share = pool(options.root.resolve(), scratch / "photographs")
         for seed in range(options.seeds):
-            for views, scores in found.items():
-                given: dict[str, object] = {
+            for number, (setting, scores) in enumerate(found.items()):
+                given = {
                     "data.root": scratch / "photographs",
                     "data.val_fraction": share,
                     "model.weights": options.weights.resolve(),
                     "train.seed": seed,
-                    "data.cached_views": views,
-                    **dict(pair.split("=", 1) for pair in options.set),
                 }
-                run = scratch / f"{seed}-{views}"
-                scores.append(train(options.recipe, given, run))
-                best, last = scores[-1]
-                console.note(f"seed {seed}, {views} views: {best:.3f} best, {last:.3f} last")
+                scores.append(train(setting, given, scratch / f"{seed}-{number}"))
+                console.note(f"seed {seed}, {setting}: {scores[-1]}")
     return found
 
 
-def rows(found: dict[str, list[tuple[float, float]]]) -> list[tuple[str, ...]]:
+def rows(found: dict[str, list[Scores]]) -> list[tuple[str, ...]]:
     """The table: a row a setting."""
     against = list(found.values())[-1]
     table = []
-    for views, scores in found.items():
-        best, last = zip(*scores, strict=True)
-        differences = [one[1] - other[1] for one, other in zip(scores, against, strict=True)]
+    for setting, scores in found.items():
+        differences = [one.last - other.last for one, other in zip(scores, against, strict=True)]
         error = stdev(differences) / len(differences) ** 0.5
         table.append(
             (
-                views,
-                f"{mean(best):.4f}",
-                f"{mean(last):.4f}",
-                f"{stdev(last):.4f}",
+                setting,
+                *(
+                    f"{mean(getattr(one, field.name) for one in scores):.4f}"
+                    for field in fields(Scores)
+                ),
                 f"{mean(differences):+.4f} ± {error:.4f}",
-                " ".join(f"{one:.3f}" for one in last),
+                " ".join(f"{one.last:.3f}" for one in scores),
             )
         )
     return table
@@ -97,24 +117,23 @@ def rows(found: dict[str, list[tuple[float, float]]]) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Read the command line, train, print the table."""
-    parser = argparse.ArgumentParser(description="Top-1 by the number of cached views.")
+    parser = argparse.ArgumentParser(description="Accuracy of recipes over several splits.")
     parser.add_argument("root", type=Path)
-    parser.add_argument("recipe")
     parser.add_argument("weights", type=Path)
+    parser.add_argument("settings", nargs="+", metavar="RECIPE[,KEY=VALUE…]")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--views", nargs="+", default=["auto", "0"])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds: two at least, for a standard error")
     found = compare(options)
     columns = (
-        "cached_views", ">best epoch", ">last epoch", ">deviation", ">difference", ">each seed",
+        "recipe", ">best epoch", ">last epoch", ">loss", ">inside top-1", ">inside loss",
+        ">difference", ">each seed",
     )  # fmt: skip
-    console.table(columns, rows(found), title=options.recipe)
+    console.table(columns, rows(found))
     if options.json:
-        write_json(options.json, found)
+        write_json(options.json, {name: [*map(asdict, scores)] for name, scores in found.items()})
 
 
 if __name__ == "__main__":
