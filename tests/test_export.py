@@ -131,6 +131,7 @@ VARIANTS = [
     *((arch, {}, 32) for arch in ARCHITECTURES.names()),
     ("mobilenet_v1", {"width_mult": 0.25}, 64),
     ("mobilenet_v3_large", {"reduced_tail": True}, 32),
+    ("mobilenet_v3_small", {"head": "multi_stage"}, 32),
 ]
 
 

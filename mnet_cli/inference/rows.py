@@ -200,9 +200,12 @@ class FeatureRows:
             )
         checkpoint, device = load_checkpoint(self.checkpoint), choose_device(self.device)
         model = build_from(checkpoint).eval()
-        freeze(model, "features")
-        below, _ = split_frozen(model)
-        if not len(below):
+        for spec in ("features", "all_but_last"):  # a multi-stage head is one piece with these
+            freeze(model, spec)
+            below, _ = split_frozen(model)
+            if len(below):
+                break
+        else:
             raise WeightsError(
                 str(self.checkpoint),
                 f"the network {checkpoint.arch} cannot be divided at its head",

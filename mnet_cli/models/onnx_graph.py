@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.shape_inference
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -181,6 +182,8 @@ def _write(module: nn.Module, input_shape: Sequence[int | str] | None, input_typ
                 continue
             kind, further, attributes = known(MODULES, type(layer))(layer)
             inputs += [constant(f"{node.name}.{i}", value) for i, value in enumerate(further)]
+        elif node.op == "call_function" and node.target is torch.cat:
+            kind, attributes = "Concat", {"axis": node.args[1]}
         elif node.op == "call_function":
             kind = known(FUNCTIONS, node.target)
             if node.kwargs or len(inputs) != len(node.args):

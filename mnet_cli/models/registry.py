@@ -33,12 +33,15 @@ def find_architecture(arch: str) -> Architecture:
     return architecture
 
 
-def build_model(arch: str, num_classes: int, **options: Any) -> "nn.Module":
+def build_model(
+    arch: str, num_classes: int, *, head: str = "linear", **options: Any
+) -> "nn.Module":
     """Build a network with random weights.
 
     Args:
         arch: The name of an architecture.
         num_classes: Outputs of the classifier; at least 1.
+        head: "linear", the architecture's own, or "multi_stage"; see `MultiStage`.
         **options: Of `NEUTRAL`: `width_mult` (α of the papers; above 0), `round_nearest`
             (channels become multiples of it), `reduced_tail` (halve the channels of the last
             stage), `dropout` (in [0, 1)), `norm_eps` (ε of the batch norms). None means the
@@ -65,6 +68,10 @@ def build_model(arch: str, num_classes: int, **options: Any) -> "nn.Module":
             next_step="Remove the key, or change model.arch",
         )
     model = architecture.build(num_classes, **given)
+    if head == "multi_stage":
+        from mnet_cli.models.multi_stage import MultiStage
+
+        model = MultiStage(model, num_classes)
     if fault := _fault(model, num_classes):
         raise RecipeError(
             "model.arch", f"the network of {arch} {fault}", next_step="Report it to its author"

@@ -123,8 +123,9 @@ def load_matching(
         for name, value in found.state_dict.items()
         if name in expected and value.shape == expected[name].shape
     }
-    if class_names is not None and found.class_names != tuple(class_names):
-        last = f"{head_layer(model)}."
+    last = f"{head_layer(model)}."
+    is_other = class_names is not None and found.class_names != tuple(class_names)
+    if is_other or any(name.startswith(last) for name in expected.keys() - fitting.keys()):
         fitting = {name: value for name, value in fitting.items() if not name.startswith(last)}
     own = [name for name in expected if not name.endswith(COUNTERS)]
     head = f"{as_staged(model).head}."
