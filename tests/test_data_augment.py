@@ -54,7 +54,7 @@ def test_views_are_torchvisions_to_the_last_bit(policy, erasing):
         torch.manual_seed(seed)
         wanted = expected(Photograph(content, "a").decode())
         torch.manual_seed(seed)
-        assert torch.equal(view(Photograph(content, "a")), wanted)
+        assert torch.equal(view(Photograph(content, "a"), 1), wanted)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (401, 611)])
@@ -68,7 +68,7 @@ def test_a_large_jpeg_is_decoded_smaller_for_the_same_crops(width, height, monke
     def views():
         for seed in range(20):
             torch.manual_seed(seed)
-            yield view(Photograph(content, "a")).numpy()
+            yield view(Photograph(content, "a"), 1).numpy()
 
     small = list(views())
     assert {2, 4} & set(times)
@@ -87,14 +87,23 @@ def test_views_of_a_large_png_are_torchvisions():
         torch.manual_seed(seed)
         cropped = v2.RandomHorizontalFlip()(crop(Photograph(file.getvalue(), "a").decode()))
         torch.manual_seed(seed)
-        found = view(Photograph(file.getvalue(), "a"))
+        found = view(Photograph(file.getvalue(), "a"), 1)
         assert np.array_equal(found.numpy(), to_normalized(cropped, SMALL))
 
 
 def test_without_augmentation_the_whole_image_is_decoded():
     content = jpeg(640, 480)
     view = build_view(SMALL, Augmentation())
-    assert torch.equal(view(Photograph(content, "a")), view(Photograph(content, "b")))
+    assert torch.equal(view(Photograph(content, "a"), 1), view(Photograph(content, "b"), 2))
     whole = Photograph(content, "a")
-    view(whole)
+    view(whole, 1)
     assert whole.decode().size == (640, 480)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_flip_gives_the_whole_image_and_its_mirror_image_in_turn(number):
+    content = jpeg(60, 47)
+    plain = build_view(SMALL, Augmentation())(Photograph(content, "a"), 1)
+    found = build_view(SMALL, Augmentation("flip"))(Photograph(content, "a"), number)
+    assert torch.equal(found, plain if number % 2 else plain.flip(2))
+    assert not torch.equal(plain, plain.flip(2))

@@ -21,6 +21,8 @@ from mnet_cli.system.plugins import ARCHITECTURES
 BASE = "schema: 1\nmodel:\n  arch: mobilenet_v2\ndata:\n  root: flowers\n"  # five lines
 PHASES = "phases: [{epochs: 1, freeze: features, lr: 1e-3}, {epochs: 2, freeze: none, lr: 1e-4}]"
 
+FREEZES = "none, features, all_but_last, features[:N] or a list of name"
+
 
 def section(name, *lines):
     """The base recipe with further lines in one section, from line 7 on in a new section."""
@@ -106,9 +108,13 @@ def test_every_form_of_freeze_is_read(written, value):
         ("model", "width_mult: 0", "a number above 0 up to 4"),
         ("model", "width_mult: true", "a number above 0 up to 4"),
         ("model", "dropout: 1", "a number from 0 to below 1"),
-        ("model", "freeze: 'features[:0]'", "none, features, features[:N] or a list of name"),
-        ("model", "freeze: []", "none, features, features[:N] or a list of name"),
-        ("model", "freeze: [1]", "none, features, features[:N] or a list of name"),
+        (
+            "model",
+            "freeze: 'features[:0]'",
+            FREEZES,
+        ),
+        ("model", "freeze: []", FREEZES),
+        ("model", "freeze: [1]", FREEZES),
         ("model", "weights: 3", "imagenet, imagenet-v1, starter, none or the path"),
         ("data", "val_fraction: 1.0", "a number above 0 to below 1"),
         ("data", "image_size: 31", "a whole number from 32 up to 1024"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mnet_cli.system.process_group import ProcessGroup
     from mnet_cli.training.batches import BatchSource, CacheUse
     from mnet_cli.training.events import BatchTrained, Column, Event, Row
+    from mnet_cli.training.exact import Choice
     from mnet_cli.training.job import Job
     from mnet_cli.training.state import TrainState
 
@@ -233,6 +234,7 @@ class EpochConsole:
     def __enter__(self) -> "EpochConsole":
         self.features = self._bars.enter_context(console.bar("features"))
         self.batches = self._bars.enter_context(console.bar("training", unit="batch"))
+        self.fits = self._bars.enter_context(console.bar("solving", unit="fit"))
         self.images = self._bars.enter_context(console.bar("validation"))
         return self
 
@@ -250,6 +252,10 @@ class EpochConsole:
                 self._start_phase(event.source)
             case events.BatchTrained():
                 self._show_batch(event)
+            case events.FitsSolved():
+                self.fits(event.done, event.total)
+            case events.HeadSolved():
+                console.note(_choice_line(event.choice))
             case events.ImagesScored():
                 self._show_scored(event.done, event.total)
             case events.EpochEnded():
@@ -395,6 +401,22 @@ def _cache_line(cache: "CacheUse") -> str:
     )
 
 
+def _training_line(state: "TrainState", summary: Mapping[str, Any]) -> str:
+    done = _choice_line(state.choice) if state.choice else f"{summary['epochs']} epochs"
+    return f"{done} in {summary['seconds']:.0f} s"
+
+
+def _choice_line(choice: "Choice") -> str:
+    if choice.loss is None or choice.top1 is None:
+        return f"exact solution, penalty {choice.strength:.2g}; too few images to choose it"
+    end = "" if choice.converged else ", which did not converge"
+    return (
+        f"exact solution, penalty {choice.strength:.2g}, the best of {choice.tried} by "
+        f"{choice.folds}-fold cross-validation (loss {choice.loss:.4f}, "
+        f"top-1 {console.percent(choice.top1)}); {choice.iterations} iterations{end}"
+    )
+
+
 def _header(epochs: int) -> str:
     """The titles of the columns of `_epoch_line`."""
     from mnet_cli.training.events import COLUMNS
@@ -430,7 +452,7 @@ def _write_report(job: "Job", state: "TrainState", summary: Mapping[str, Any]) -
             ("data", f"{job.recipe.data.root} ({console.counts(summary['images'])})"),
             ("weights", job.weights.origin if job.weights else "none"),
             ("preprocessing", str(job.preprocess)),
-            ("training", f"{summary['epochs']} epochs in {summary['seconds']:.0f} s"),
+            ("training", _training_line(state, summary)),
         ],
         epochs=state.rows,
         evaluation=best,
@@ -455,7 +477,8 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     best, frozen, total = summary["best"], summary["frozen"], len(summary["class_names"])
     scored = total - len(summary.get("classes_without_images", ()))  # an older run has no list
     low, high = (console.percent(bound) for bound in best["top1_interval"])
-    console.line(f"best: {run / 'best.pt'} (epoch {best['epoch']} of {summary['epochs']})")
+    epoch = f"epoch {best['epoch']} of {summary['epochs']}"
+    console.line(f"best: {run / 'best.pt'} ({'exact' if summary.get('solver') else epoch})")
     console.line(
         f"top-1 {console.percent(best['top1'])} (95% interval {low} to {high} on "
         f"{summary['images']['val']} images), macro-F1 {console.percent(best['macro_f1'])}"

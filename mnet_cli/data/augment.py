@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mnet_cli.data.images import Photograph, times_smaller
 from mnet_cli.data.preprocess import RESAMPLING, Preprocess, eval_array, to_normalized
+from mnet_cli.recipe.rules import DIFFERENT_VIEWS
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -23,7 +24,8 @@ POLICIES = {  # what follows the random crop and flip, by its name in torchvisio
 
 PIXELS = 2  # raised with every change that gives a view other pixels
 
-View = Callable[[Photograph], Tensor]
+View = Callable[[Photograph, int], Tensor]
+"""Takes a photograph, and which view of it is wanted, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Augmentation:
     """What chance may change about an image.
 
     Attributes:
-        policy: `none` (evaluation's own view), or a random crop and horizontal flip
-            (`crop_flip`), followed by RandAugment (arXiv 1909.13719) or TrivialAugment
-            (arXiv 2103.10158).
+        policy: `none` (evaluation's own view), that view and its mirror image in turn (`flip`),
+            or a random crop and horizontal flip (`crop_flip`), perhaps followed by RandAugment
+            (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158).
         crop_scale_min: Smallest share of the image's area that a crop may cover, (0, 1].
         random_erasing: Probability of erasing a rectangle (arXiv 1708.04896), [0, 1].
     """
@@ -41,6 +43,11 @@ class Augmentation:
     policy: str = "none"
     crop_scale_min: float = 1.0
     random_erasing: float = 0.0
+
+    @property
+    def most_views(self) -> int | None:
+        """How many views of an image differ; None for any number."""
+        return DIFFERENT_VIEWS.get(self.policy)
 
 
 def build_view(preprocess: Preprocess, augmentation: Augmentation) -> View:
@@ -53,8 +60,8 @@ def build_view(preprocess: Preprocess, augmentation: Augmentation) -> View:
         preprocess: Says the size, the interpolation and the normalisation.
         augmentation: What chance may change.
     """
-    if augmentation.policy == "none":
-        return partial(_evaluation_view, preprocess)
+    if augmentation.most_views:
+        return partial(_evaluation_view, preprocess, augmentation.policy == "flip")
     # A second and a half to import, which a run with all features in the cache can spare.
     from torchvision.transforms import InterpolationMode, v2
 
@@ -68,8 +75,12 @@ def build_view(preprocess: Preprocess, augmentation: Augmentation) -> View:
     return partial(_random_view, preprocess, crop, changes, erase)
 
 
-def _evaluation_view(preprocess: Preprocess, photograph: Photograph) -> Tensor:
-    return torch.from_numpy(eval_array(photograph.decode(), preprocess))
+def _evaluation_view(
+    preprocess: Preprocess, flips: bool, photograph: Photograph, number: int
+) -> Tensor:
+    """Evaluation's view; where `flips`, every second view is its mirror image."""
+    view = torch.from_numpy(eval_array(photograph.decode(), preprocess))
+    return view.flip(2) if flips and number % 2 == 0 else view
 
 
 def _random_view(
@@ -78,6 +89,7 @@ def _random_view(
     changes: Sequence[Callable[[Image.Image], Image.Image]],
     erase: Sequence[Callable[[Tensor], Tensor]],
     photograph: Photograph,
+    number: int,
 ) -> Tensor:
     """Change the pixels at 8 bits, make numbers of them last; erased is the mean colour, 0."""
     width, height = photograph.size

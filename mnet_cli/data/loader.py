@@ -88,7 +88,7 @@ class ViewDataset(Dataset[Sample]):
         content = int.from_bytes(self.sha256[index, :8].tobytes(), "big")
         seed_torch(seed_of(self.seed, number, content))
         try:
-            return self.view(self._open(index)), int(self.labels[index])
+            return self.view(self._open(index), number), int(self.labels[index])
         except DataError as error:
             return error  # raised in a worker it would arrive as a traceback in a string
 

@@ -1,7 +1,8 @@
 """Frozen parameters: the freeze spec, training mode around it, and a check that nothing moved.
 
-A spec is `none`, `features` (all but the head), `features[:N]` (the first N stages), a name
-pattern or a list of patterns; what is frozen is recorded in `requires_grad` and nowhere else.
+A spec is `none`, `features` (all but the head), `all_but_last` (all but the last linear layer),
+`features[:N]` (the first N stages), a name pattern or a list of patterns; what is frozen is
+recorded in `requires_grad` and nowhere else.
 """
 
 import hashlib
@@ -67,8 +68,8 @@ def frozen_parameters(model: nn.Module, spec: str | Sequence[str]) -> list[str]:
 
     Args:
         model: A network of `build_model`.
-        spec: `none`, `features`, `features[:N]`, or fnmatch patterns. A pattern that matches
-            a module's name freezes all that is in it; `*` matches dots too.
+        spec: `none`, `features`, `all_but_last`, `features[:N]`, or fnmatch patterns. A pattern
+            that matches a module's name freezes all that is in it; `*` matches dots too.
 
     Raises:
         RecipeError: N is out of range, a pattern matches nothing, or nothing is left to train.
@@ -232,6 +233,9 @@ def _matches(model: nn.Module, pattern: str) -> set[str]:
     if pattern == "features":
         head = as_staged(model).head
         return {name for name in parameters if not name.startswith(f"{head}.")}
+    if pattern == "all_but_last":
+        last = head_layer(model)
+        return {name for name in parameters if not name.startswith(f"{last}.")}
     if first_stages := re.fullmatch(r"features\[:(\d+)\]", pattern):
         roots = _first_stages(model, int(first_stages[1]))
     else:
@@ -244,7 +248,7 @@ def _matches(model: nn.Module, pattern: str) -> set[str]:
             f'"{pattern}" matches no parameter',
             next_step=f"The nearest names are {', '.join(near)}"
             if near
-            else "Use none, features, features[:N] or patterns on names of modules",
+            else "Use none, features, all_but_last, features[:N] or patterns on names of modules",
         )
     return found
 

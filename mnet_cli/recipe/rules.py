@@ -9,6 +9,12 @@ from mnet_cli.system.plugins import ARCHITECTURES
 
 PUBLISHED = ("imagenet", "imagenet-v1")  # what a recipe may call published weights
 STARTER = "starter"
+OF_STEPS = (  # keys of `train` that say how gradient descent goes
+    "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "label_smoothing",
+    "mixup", "cutmix", "ema", "clip_grad_norm", "amp",
+)  # fmt: skip
+OF_EPOCHS = ("epochs", "phases", "early_stop", "monitor", "save_minutes")
+DIFFERENT_VIEWS = {"none": 1, "flip": 2}  # of an image, by data.augment; any number elsewhere
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,16 @@ def _beside_phases(key: str, own_key: str) -> Rule:
         "no effect beside train.phases",
         f"every phase has its own {own_key}",
         "Remove one of the two; --set KEY=null removes a key",
+    )
+
+
+def _beside_exact(key: str, reason: str) -> Rule:
+    return Rule(
+        (key, "train.solver"),
+        lambda value, solver: solver == "exact",
+        "no effect with train.solver: exact",
+        reason,
+        "Remove it, or set train.solver: sgd",
     )
 
 
@@ -115,6 +131,28 @@ RULES = (
     _beside_phases("train.epochs", "epochs"),
     _beside_phases("model.freeze", "freeze"),
     _beside_phases("train.lr", "lr"),
+    *(_beside_exact(f"train.{key}", "it takes no steps of gradient descent") for key in OF_STEPS),
+    *(
+        _beside_exact(f"train.{key}", "there is one result, not one of each epoch")
+        for key in OF_EPOCHS
+    ),
+    _beside_exact("model.freeze", "it trains the last linear layer alone"),
+    _beside_exact("model.dropout", "it trains without dropout"),
+    _beside_exact("data.batch_size", "it learns from all images at once"),
+    Rule(
+        ("data.balance", "train.solver"),
+        lambda balance, solver: solver == "exact" and balance == "sampler",
+        "sampler with train.solver: exact",
+        "it learns from all images at once",
+        "Set data.balance: class_weights",
+    ),
+    Rule(
+        ("data.cached_views", "train.solver"),
+        lambda views, solver: solver == "exact" and views == 0,
+        "0 with train.solver: exact",
+        "it learns from cached features",
+        "Remove it, or set train.solver: sgd",
+    ),
     Rule(
         ("train.momentum", "train.optimizer"),
         lambda momentum, optimizer: optimizer != "sgd",
@@ -146,14 +184,18 @@ RULES = (
     *(_cannot_be_cached(key) for key in ("train.mixup", "train.cutmix")),
     Rule(
         ("data.cached_views", "data.augment"),
-        lambda views, augment: views not in ("auto", 0, 1) and augment == "none",
-        "{0} with data.augment: none",
-        "without augmentation all views of an image are the same",
-        "Remove it, or set data.augment: crop_flip",
+        lambda views, augment: (
+            views not in ("auto", 0) and views > DIFFERENT_VIEWS.get(augment, views)
+        ),
+        "{0} with data.augment: {1}",
+        "an image has one view with none and two with flip",
+        "Lower it, or set data.augment: crop_flip",
     ),
     Rule(
-        ("data.cached_views", "train.epochs", "train.phases"),
-        lambda views, epochs, phases: not phases and views != "auto" and views > epochs,
+        ("data.cached_views", "train.epochs", "train.phases", "train.solver"),
+        lambda views, epochs, phases, solver: (
+            solver == "sgd" and not phases and views != "auto" and views > epochs
+        ),
         "{0} with train.epochs: {1}",
         "an epoch takes one view of each image, so the rest would never be seen",
         "Lower it, or raise train.epochs",
@@ -192,16 +234,16 @@ RULES = (
     ),
     Rule(
         ("data.crop_scale_min", "data.augment"),
-        lambda scale, augment: augment == "none",
-        "no effect with data.augment: none",
-        "without augmentation nothing is cropped at random",
+        lambda scale, augment: augment in DIFFERENT_VIEWS,
+        "no effect with data.augment: {1}",
+        "nothing is cropped at random",
         "Remove one of the two",
     ),
     Rule(
         ("data.random_erasing", "data.augment"),
-        lambda probability, augment: probability > 0 and augment == "none",
-        "{0} with data.augment: none",
-        "erasing is an augmentation",
+        lambda probability, augment: probability > 0 and augment in DIFFERENT_VIEWS,
+        "{0} with data.augment: {1}",
+        "nothing is random then",
         "Remove one of the two",
     ),
     *(_no_option(name) for name in ("width_mult", "round_nearest", "reduced_tail", "dropout")),

@@ -31,7 +31,7 @@ Arch = Annotated[
     AfterValidator(_registered),
     Field(json_schema_extra={"enum": [*ARCHITECTURES.names()]}),
 ]
-Augment = Literal["none", "crop_flip", "randaugment", "trivialaugment"]
+Augment = Literal["none", "flip", "crop_flip", "randaugment", "trivialaugment"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096), Field(title="text")]
 FolderPath = Annotated[Text, Field(title="the path of a folder")]
 WeightsName = Annotated[
@@ -45,7 +45,7 @@ FirstModules = Annotated[
 NamePatterns = Annotated[
     tuple[Text, ...], Field(title="a list of name patterns", min_length=1, strict=False)
 ]
-Freeze = Literal["none", "features"] | FirstModules | NamePatterns
+Freeze = Literal["none", "features", "all_but_last"] | FirstModules | NamePatterns
 
 
 class Section(BaseModel):
@@ -77,6 +77,11 @@ class Model(Section):
         lt=1,
         description="Dropout probability before the classifier; null: the architecture's own.",
     )
+    head: Literal["linear", "multi_stage"] = Field(
+        "linear",
+        description="What the last linear layer sees: linear, the architecture's own features; "
+        "multi_stage, the pooled outputs of the last stages as well.",
+    )
     weights: WeightsName = Field(
         "imagenet",
         description="Where training starts: imagenet (the best published weights), imagenet-v1 "
@@ -85,8 +90,9 @@ class Model(Section):
     )
     freeze: Freeze = Field(
         "features",
-        description="What does not train: none, features (all but the classifier), features[:N] "
-        "(its first N modules), or a list of patterns on module and parameter names.",
+        description="What does not train: none, features (all but the classifier), all_but_last "
+        "(all but the last linear layer), features[:N] (its first N modules), or a list of "
+        "patterns on module and parameter names.",
     )
 
 
@@ -119,8 +125,9 @@ class Data(Section):
     )
     augment: Augment = Field(
         "crop_flip",
-        description="Random changes of training images: none, crop_flip (random crop and flip), "
-        "or crop_flip followed by randaugment or trivialaugment.",
+        description="Changes of training images: none, flip (the image and its mirror image in "
+        "turn), crop_flip (random crop and flip), or crop_flip followed by randaugment or "
+        "trivialaugment.",
     )
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Least share of the image's area that a random crop keeps."
@@ -165,6 +172,12 @@ Phases = Annotated[
 class Train(Section):
     """How the network is trained."""
 
+    solver: Literal["sgd", "exact"] = Field(
+        "sgd",
+        description="sgd: gradient descent, step by step, with the optimizer below. exact: freeze "
+        "all but the last linear layer, and solve that as a logistic regression with an L2 "
+        "penalty, whose strength is chosen by cross-validation; without epochs or learning rate.",
+    )
     epochs: Epochs = Field(10, description="Passes over the training images.")
     phases: Phases | None = Field(
         None,
@@ -276,6 +289,8 @@ class Recipe(Section):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Training as phases; one phase when the recipe lists none."""
+        if self.train.solver == "exact":
+            return (Phase(epochs=1, freeze="all_but_last", lr=self.train.lr),)
         if self.train.phases:
             return self.train.phases
         return (Phase(epochs=self.train.epochs, freeze=self.model.freeze, lr=self.train.lr),)

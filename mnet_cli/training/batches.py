@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnet_cli.data.loader import EpochBatches, load_views
@@ -250,6 +251,11 @@ class CachedBatches:
             rows = self.train.take(view, images[part.start : part.stop])
             yield TrainBatch(torch.from_numpy(rows), labels[images], part)
 
+    def train_rows(self) -> NDArray[np.float32]:
+        """The features of all views of all training images (V, N, D)."""
+        images = np.arange(len(self.job.data.splits["train"]))
+        return np.stack([self.train.take(view, images) for view in range(len(self.views))])
+
     def evaluate(self, module: nn.Module, on_progress: Progress) -> Evaluation:
         """As in `BatchSource`; on every core."""
         forward = self.job.compile_above(module)
@@ -356,17 +362,19 @@ def choose_views(
 
     A phase that an earlier version began may have fewer views than `auto` would take now.
     """
-    data = job.recipe.data
+    data, most = job.recipe.data, job.augmentation.most_views
     if cached and cached < len(epochs):
         views = cached
-    elif data.augment == "none":
-        views = 1
     elif data.cached_views != "auto":
         views = data.cached_views
+    elif most:
+        views = most
     elif boundary.is_map:
         views = len(epochs) if len(epochs) <= MAX_MAPS else 0
     else:
         views = auto_views(len(job.data.splits["train"]))
+    if job.recipe.train.solver == "exact":  # its one epoch takes all views
+        epochs = range(1, views + 1)
     return {epoch: (epoch - 1) % views + 1 for epoch in epochs} if views else {}
 
 

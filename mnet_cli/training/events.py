@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mnet_cli.training.batches import BatchSource
+    from mnet_cli.training.exact import Choice
     from mnet_cli.training.state import EpochProgress, TrainState
 
 
@@ -71,6 +72,21 @@ class BatchTrained:
 
 
 @dataclass(frozen=True)
+class FitsSolved:
+    """Logistic regressions that were solved to choose the penalty of `train.solver: exact`."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class HeadSolved:
+    """The last linear layer is solved."""
+
+    choice: "Choice"
+
+
+@dataclass(frozen=True)
 class ImagesScored:
     """Validation images whose outputs are known, so far and in all."""
 
@@ -103,6 +119,8 @@ Event = (
     | FeaturesComputed
     | PhaseStarted
     | BatchTrained
+    | FitsSolved
+    | HeadSolved
     | ImagesScored
     | EpochEnded
     | RunEnded

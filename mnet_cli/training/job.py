@@ -74,13 +74,18 @@ class Job:
             return compile_forward(module, self.device, None, is_known=True)
         return TorchForward(module, self.device)
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """How the recipe changes training images."""
+        data = self.recipe.data
+        if data.augment in ("none", "flip"):
+            return Augmentation(data.augment)
+        return Augmentation(data.augment, data.crop_scale_min, data.random_erasing)
+
     def train_views(self) -> ViewDataset:
         """The training images as the recipe augments them."""
-        data = self.recipe.data
-        if data.augment == "none":
-            return self._views("train", Augmentation(), seed=0)
-        augmentation = Augmentation(data.augment, data.crop_scale_min, data.random_erasing)
-        return self._views("train", augmentation, self.recipe.train.seed)
+        is_random = self.augmentation.most_views is None
+        return self._views("train", self.augmentation, self.recipe.train.seed if is_random else 0)
 
     def val_views(self) -> ViewDataset:
         """The validation images as evaluation sees them."""

@@ -23,6 +23,7 @@ from mnet_cli.recipe import Recipe, dump_recipe
 from mnet_cli.system.atomic import atomic_write, write_csv
 from mnet_cli.system.process_group import ProcessGroup
 from mnet_cli.system.text import listing
+from mnet_cli.training.exact import last_linear
 from mnet_cli.training.job import Job
 from mnet_cli.training.run_directory import (
     claim_run,
@@ -93,6 +94,8 @@ def prepare_model(
     }
     if options.round_nearest is not None:
         model_args["round_nearest"] = options.round_nearest
+    if options.head != "linear":  # files without it stay as they were
+        model_args["head"] = options.head
     torch.manual_seed(recipe.train.seed)  # the head's first weights
     model = build_model(options.arch, len(class_names), **model_args)
     weights = load_matching(model, found, class_names) if found else None
@@ -183,7 +186,14 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
     fronts = []
     for phase in recipe.phases:
         freeze(model, phase.freeze)
-        fronts.append(len(split_frozen(model)[0]))
+        front, rest = split_frozen(model)
+        fronts.append(len(front))
+        if recipe.train.solver == "exact" and not (len(front) and last_linear(rest)):
+            raise RecipeError(
+                "train.solver",
+                f"exact, but the last linear layer of {recipe.model.arch} cannot be divided off",
+                next_step="Set train.solver: sgd",
+            )
     if recipe.data.cached_views not in ("auto", 0) and not any(fronts):
         raise RecipeError(
             "data.cached_views",

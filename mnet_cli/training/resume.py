@@ -14,7 +14,7 @@ from mnet_cli.data.dataset import DataSet
 from mnet_cli.errors import DataError, WeightsError
 from mnet_cli.formats.checkpoint import TRAINING_KEYS, Checkpoint, build_from, load_checkpoint
 from mnet_cli.models.weights import LoadReport
-from mnet_cli.recipe import Recipe, plain_values
+from mnet_cli.recipe import Recipe, plain_values, restore_recipe
 from mnet_cli.system.atomic import remove_leftovers
 from mnet_cli.system.text import readable
 from mnet_cli.training.job import Job
@@ -66,7 +66,8 @@ def resume_job(
 
 def _check_state(run: Path, state: Checkpoint, recipe: Recipe, data: DataSet) -> None:
     """Refuse a `last.pt` of another run, or of a version that saved less."""
-    differences = recipe_differences(state.recipe, plain_values(recipe))
+    stored = restore_recipe(state.recipe, str(run / "last.pt"))  # an earlier version has fewer keys
+    differences = recipe_differences(plain_values(stored), plain_values(recipe))
     whole = set(TRAINING_KEYS) <= state.training.keys()
     if differences or state.class_names != data.class_names or not whole:
         raise WeightsError(

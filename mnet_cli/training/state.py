@@ -16,6 +16,7 @@ from mnet_cli.models.freeze import split_frozen
 from mnet_cli.recipe import plain_values
 from mnet_cli.training.batches import CacheUse
 from mnet_cli.training.events import Row
+from mnet_cli.training.exact import Choice
 from mnet_cli.training.job import Job
 from mnet_cli.training.optimization import Optimization
 
@@ -58,6 +59,7 @@ class TrainState:
         moved: Names of frozen tensors that changed; always empty unless mnet is broken.
         seconds: From the start to the end, features that had to be computed included.
         cached: Whether the phase learns from the cache; None before it has begun.
+        choice: How the penalty of an exact solution was chosen; None where there is none.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -71,6 +73,7 @@ class TrainState:
     moved: list[str] = field(default_factory=list)
     seconds: float = 0.0
     cached: bool | None = None
+    choice: Choice | None = None
 
     @property
     def epoch(self) -> int:
@@ -188,6 +191,7 @@ def as_last(
             "frozen": state.frozen,
             "moved": state.moved,
             "seconds": state.seconds,
+            "choice": state.choice and asdict(state.choice),
         },
     }
     metrics = {"epoch": state.best_epoch, **best.figures()} if best else {}
@@ -222,6 +226,7 @@ def restore_state(job: Job) -> TrainState:
             frozen=history["frozen"],
             moved=history["moved"],
             seconds=history["seconds"],
+            choice=Choice(**saved) if (saved := history.get("choice")) else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_resumable(job, error) from error

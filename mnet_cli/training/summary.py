@@ -88,6 +88,7 @@ def summarize(job: Job, state: TrainState) -> dict[str, Any]:
         }
         if job.weights
         else None,
+        "solver": state.choice and asdict(state.choice),
         "cache": [asdict(use) for use in state.caches],
         "frozen": {"tensors": state.frozen, "moved": state.moved},
         "device": str(job.device),

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mnet_cli.data.folds import same_contents
 from mnet_cli.data.loader import EpochBatches, seed_of, seed_torch, worker_death
 from mnet_cli.errors import MachineError, MnetError, RefusedError
 from mnet_cli.formats.checkpoint import save_checkpoint
@@ -19,7 +21,7 @@ from mnet_cli.models.freeze import freeze, frozen_fingerprint, moved, set_train_
 from mnet_cli.recipe import Phase
 from mnet_cli.system.atomic import write_csv
 from mnet_cli.system.signals import DeferredSignals, StopSignal
-from mnet_cli.training.batches import BatchSource, TrainBatch, choose_source
+from mnet_cli.training.batches import BatchSource, CachedBatches, TrainBatch, choose_source
 from mnet_cli.training.distributed import Share, share_of, sum_gradients, synchronized_batches
 from mnet_cli.training.events import (
     COLUMNS,
@@ -27,6 +29,8 @@ from mnet_cli.training.events import (
     EpochEnded,
     Event,
     FeaturesComputed,
+    FitsSolved,
+    HeadSolved,
     ImagesScored,
     PhaseStarted,
     Row,
@@ -34,6 +38,7 @@ from mnet_cli.training.events import (
     RunStarted,
     Subscriber,
 )
+from mnet_cli.training.exact import TrainingRows, last_linear, solve
 from mnet_cli.training.job import Job
 from mnet_cli.training.optimization import Optimization, build_optimization
 from mnet_cli.training.state import (
@@ -199,7 +204,8 @@ class Trainer:
     def run_epoch(self) -> None:
         """Train to the end of an epoch, score it, and save its checkpoints."""
         state, epoch = self.state, self.state.epoch
-        loss, lr = self._train_epoch()
+        is_exact = self.job.recipe.train.solver == "exact"
+        loss, lr = self._solve() if is_exact else self._train_epoch()
         trained, clock = state.progress.seconds, time.monotonic()
         evaluation = self.source.evaluate(
             self.optimization.averaged, lambda done, total: self.emit(ImagesScored(done, total))
@@ -259,6 +265,37 @@ class Trainer:
         self._refuse_infinite(values)
         counts = torch.tensor(progress.counts)
         return float((values * counts).sum() / counts.sum()), progress.lrs[-1]
+
+    def _solve(self) -> tuple[float, float]:
+        """Solve the last linear layer.
+
+        Returns:
+            The mean loss of the training images, and 0 for the learning rate, which there is none.
+        """
+        job, started = self.job, time.monotonic()
+        layer = last_linear(self.source.module)
+        assert layer is not None and isinstance(self.source, CachedBatches), "it was checked"
+        samples = job.data.splits["train"]
+        weights = self.optimization.criterion.weight  # None where all classes count the same
+        solution = solve(
+            TrainingRows(
+                self.source.train_rows(),
+                samples.labels,
+                layer.out_features,
+                np.ones(layer.out_features) if weights is None else weights.double().cpu().numpy(),
+                samples.sha256,
+                same_contents(samples.sha256),
+            ),
+            job.recipe.train.seed,
+            lambda done, total: self.emit(FitsSolved(done, total)),
+        )
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(solution.weight))
+            layer.bias.copy_(torch.from_numpy(solution.bias))
+        self.state.choice = solution.choice
+        self.state.progress.seconds = time.monotonic() - started
+        self.emit(HeadSolved(solution.choice))
+        return solution.loss, 0.0
 
     def step(self, batch: TrainBatch) -> None:
         """Learn from one batch."""
