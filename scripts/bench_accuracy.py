@@ -65,13 +65,13 @@ def train(setting: str, given: Mapping[str, object], folder: Path) -> Scores:
     summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
-    inside = summary["solver"] or {"top1": math.nan, "loss": math.nan}
+    inside = summary["solver"] or {}
     return Scores(
         float(summary["best"]["top1"]),
         float(last["top1"]),
         float(last["val_loss"]),
-        inside["top1"],
-        inside["loss"],
+        inside.get("top1") or math.nan,
+        inside.get("loss") or math.nan,
     )
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mnet_cli.errors import RecipeError
 from mnet_cli.models.freeze import freeze, split_frozen
 from mnet_cli.models.multi_stage import MultiStage
+from mnet_cli.models.onnx_graph import fold_batch_norms
 from mnet_cli.models.registry import build_model
 from mnet_cli.system.plugins import ARCHITECTURES
 
@@ -56,6 +58,20 @@ def test_the_features_are_the_means_of_stages_and_what_the_plain_head_sees(arch)
 def test_the_last_five_widths_of_v2():
     linear = build_model("mobilenet_v2", 3, head="multi_stage").pieces()[-1]
     assert linear.in_features == 64 + 96 + 160 + 320 + 1280
+
+
+def test_batch_norms_are_folded_where_the_network_sees_it():
+    model = build_model("mobilenet_v2", 3, head="multi_stage").eval()
+    images = torch.randn(2, 3, 64, 64)
+    folded = fold_batch_norms(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-4)
+
+
+def test_another_kind_of_head_is_refused():
+    with pytest.raises(ValueError, match="linear or multi_stage, not pooled"):
+        build_model("mobilenet_v2", 3, head="pooled")
 
 
 def test_a_network_that_is_not_divided_is_refused():

@@ -43,7 +43,7 @@ def penalized_loss(rows, solution, weight, bias) -> torch.Tensor:
     """The objective, in double precision, as a function of the layer on plain features."""
     features = torch.from_numpy(rows.features.astype(np.float64)).flatten(0, 1)
     deviation = features.std(0, correction=0)
-    deviation[3] = 1
+    deviation[3] = 1e-3 * deviation[deviation > 0].median()
     labels = torch.from_numpy(np.tile(rows.labels, len(rows.features)))
     counts = torch.from_numpy(rows.class_weights)[labels]
     losses = torch.nn.functional.cross_entropy(features @ weight.T + bias, labels, reduction="none")
@@ -62,9 +62,8 @@ def test_the_solution_is_the_minimum(classes, weighted):
     bias = torch.tensor(solution.bias, dtype=torch.float64, requires_grad=True)
     loss = penalized_loss(rows, solution, weight, bias)
     loss.backward()
-    if classes > 2:  # scikit-learn penalizes two classes through the one difference of weights
-        assert weight.grad.abs().max() < 2e-3
-    assert bias.grad.abs().max() < 1e-3
+    assert weight.grad.abs().max() < 2e-4
+    assert bias.grad.abs().max() < 1e-4
     assert solution.choice.converged and 0 < solution.choice.iterations < MOST_ITERATIONS
     assert solution.choice.folds == 5
     assert 1 / classes < solution.choice.top1 <= 1
@@ -82,7 +81,7 @@ def test_the_order_of_images_does_not_matter():
     )
     one, another = solve(rows, 0), solve(other, 0)
     assert one.choice.strength == another.choice.strength
-    np.testing.assert_allclose(one.weight, another.weight, atol=2e-3)
+    np.testing.assert_allclose(one.weight, another.weight, atol=2e-4)
     again = solve(rows, 0)
     assert (again.weight == one.weight).all() and (again.bias == one.bias).all()
 
@@ -149,6 +148,24 @@ def test_keys_without_effect_are_refused(override, says, exact_recipe):
     with pytest.raises(RecipeError, match=r"exact|flip") as caught:
         load_recipe(exact_recipe(), [override])
     assert says in str(caught.value)
+
+
+def test_a_class_of_one_photograph_does_not_choose_the_penalty():
+    rows = rows_of(3)
+    labels = rows.labels.copy()
+    labels[7] = 3
+    one = solve(rows, 0)
+    other = solve(replace(rows, labels=labels, num_classes=4, class_weights=np.ones(4)), 0)
+    assert other.choice.strength == one.choice.strength
+    assert abs(other.choice.loss - one.choice.loss) < 0.1
+    assert other.weight.shape == (4, 12)
+
+
+def test_a_feature_that_is_almost_constant_gets_no_huge_weight():
+    rows = rows_of(3)
+    rows.features[..., 3] = 0
+    rows.features[0, 5, 3] = 1e-6
+    assert np.abs(solve(rows, 0).weight[:, 3]).max() < 1
 
 
 def test_class_weights_count(exact_recipe, tmp_path):

@@ -188,7 +188,12 @@ def _prepare(options: TrainOptions, group: "ProcessGroup") -> "Job | None":
             )
     else:
         _show_weights(job.weights)
-        if job.weights is None and any(phase.freeze != "none" for phase in resolved.phases):
+        is_exact = resolved.train.solver == "exact"
+        if (
+            job.weights is None
+            and not is_exact
+            and any(phase.freeze != "none" for phase in resolved.phases)
+        ):
             console.note(
                 "note: random weights are frozen, so the network learns little; "
                 "to train all of it, set model.freeze=none"

@@ -6,13 +6,14 @@ and Mozer, "Head2Toe", ICML 2022, arXiv 2201.03529).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mnet_cli.errors import RecipeError
-from mnet_cli.models.freeze import RANDOM, as_staged, head_layer
+from mnet_cli.models.forward import is_own
+from mnet_cli.models.freeze import RANDOM, as_staged, check_pieces, head_layer
 
 STAGES = 5  # whose outputs are pooled, the last one included
 SIZE = 224  # of the images that tell how large the outputs are; nothing is computed
@@ -33,12 +34,19 @@ class PooledStages(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to features (N, D)."""
-        x, found = images, []
-        for place, piece in enumerate(self.pieces):
-            x = piece(x)
-            if place in self.pooled:
-                found.append(self.pool(x).flatten(1))
-        return torch.cat([*found, x], 1)
+        return pooled_stages(images, self.pieces, self.pooled, self.pool)
+
+
+def pooled_stages(
+    images: Tensor, pieces: Iterable[nn.Module], pooled: Sequence[int], pool: nn.Module
+) -> Tensor:
+    """Map images (N, 3, H, W) to features (N, D); see `PooledStages`."""
+    x, found = images, []
+    for place, piece in enumerate(pieces):
+        x = piece(x)
+        if place in pooled:
+            found.append(pool(x).flatten(1))
+    return torch.cat([*found, x], 1)
 
 
 class MultiStage(nn.Module):
@@ -48,58 +56,65 @@ class MultiStage(nn.Module):
     keep their names.
 
     Args:
-        network: A `StagedModel`; it becomes part of this one.
+        network: A `StagedModel`; its modules become those of this one.
         num_classes: Outputs.
 
     Raises:
-        RecipeError: The network cannot be divided into pieces that end with the linear layer.
+        RecipeError: The network cannot be divided into pieces, all of them modules of it, that end
+            with the linear layer; or no stage but the last one has features.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
-        staged = as_staged(network)
+        staged, last = as_staged(network), head_layer(network)
         self.stages, self.head = [*staged.stages], staged.head
         pieces = staged.pieces()
-        last = head_layer(network)
         if not pieces or pieces[-1] is not network.get_submodule(last):
-            raise RecipeError(
-                "model.head",
-                "multi_stage, but the network is not divided into pieces that end with its last "
-                "linear layer",
-                next_step="Set model.head: linear",
-            )
+            raise _refusal("is not divided into pieces that end with its last linear layer")
+        if network._parameters or network._buffers:
+            raise _refusal("has tensors that belong to none of its modules")
+        if not is_own(network):
+            check_pieces(network, SIZE)
         end = len(pieces) - 1
         while isinstance(pieces[end - 1], RANDOM):
             end -= 1
+        pooled = _chosen(pieces[:end])
         network.set_submodule(last, nn.Identity())  # its place in the state dict's order stays
         for name, child in network.named_children():
             self.add_module(name, child)
         known = set(self.modules())
-        for place, piece in enumerate(pieces[:end]):  # such as a flatten that is no module of it
-            if piece not in known and not [*piece.parameters(), *piece.buffers()]:
+        for place, piece in enumerate(pieces[:-1]):  # such as a flatten that is no module of it
+            if piece not in known:
+                if [*piece.parameters(), *piece.buffers()]:
+                    raise _refusal("has pieces that are none of its modules")
                 self.add_module(f"piece{place}", piece)
         self.stage_pool = nn.AdaptiveAvgPool2d(1)
-        features = PooledStages(pieces[:end], _chosen(pieces[:end]), self.stage_pool)
-        plain = copy.deepcopy(features).to("meta").eval()
+        # By name: whoever replaces a module, as to fold batch norms, replaces it here too.
+        names = {module: name for name, module in self.named_modules()}
+        self._below = tuple(names[piece] for piece in pieces[:end])
+        self._above = (*(names[piece] for piece in pieces[end:-1]), last)
+        self._pooled = tuple(pooled)
+        plain = copy.deepcopy(self._features()).to("meta").eval()
         size = plain(torch.empty(1, 3, SIZE, SIZE, device="meta")).shape[1]
         linear = nn.Linear(size, num_classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
         self.set_submodule(last, linear)
-        # In a tuple, as their modules are registered under the names of the network already.
-        self._pieces = (features, *pieces[end:-1], linear)
+
+    def _features(self) -> PooledStages:
+        below = [self.get_submodule(name) for name in self._below]
+        return PooledStages(below, self._pooled, self.stage_pool)
 
     def pieces(self) -> list[nn.Module]:
         """All up to the features of the last linear layer as one, then dropout and that layer."""
-        return [*self._pieces]
+        return [self._features(), *map(self.get_submodule, self._above)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, num_classes)."""
-        features, *others = self._pieces
-        # Not called as a module, because a tracer knows modules by the names that they have here.
-        x: Tensor = features.forward(images)
-        for layer in others:
-            x = layer(x)
+        below = [self.get_submodule(name) for name in self._below]
+        x = pooled_stages(images, below, self._pooled, self.stage_pool)
+        for name in self._above:
+            x = self.get_submodule(name)(x)
         return x
 
 
@@ -111,10 +126,13 @@ def _chosen(pieces: Sequence[nn.Module]) -> list[int]:
     """
     channels: dict[int, int] = {}  # of the feature maps, by their place
     x = torch.empty(1, 3, SIZE, SIZE, device="meta")
-    for place, piece in enumerate(copy.deepcopy(nn.ModuleList(pieces)).to("meta").eval()):
-        x = piece(x)
-        if x.ndim == 4 and x.shape[-1] > 1:
-            channels[place] = x.shape[1]
+    try:
+        for place, piece in enumerate(copy.deepcopy(nn.ModuleList(pieces)).to("meta").eval()):
+            x = piece(x)
+            if x.ndim == 4 and x.shape[-1] > 1:
+                channels[place] = x.shape[1]
+    except (RuntimeError, NotImplementedError) as error:  # it looks at values, which are not there
+        raise _refusal("does not tell the shapes of its feature maps") from error
     places = list(channels)
     last = [
         place
@@ -123,4 +141,14 @@ def _chosen(pieces: Sequence[nn.Module]) -> list[int]:
     ][-STAGES:]
     if last and not any(True for piece in pieces[last[-1] + 1 :] for _ in piece.parameters()):
         last.pop()
+    if not last:
+        raise _refusal("has no feature maps besides the last one")
     return last
+
+
+def _refusal(reason: str) -> RecipeError:
+    return RecipeError(
+        "model.head",
+        f"multi_stage, but the network {reason}",
+        next_step="Set model.head: linear",
+    )

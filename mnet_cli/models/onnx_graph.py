@@ -183,6 +183,7 @@ def _write(module: nn.Module, input_shape: Sequence[int | str] | None, input_typ
             kind, further, attributes = known(MODULES, type(layer))(layer)
             inputs += [constant(f"{node.name}.{i}", value) for i, value in enumerate(further)]
         elif node.op == "call_function" and node.target is torch.cat:
+            inputs = [names[part] for part in node.args[0]]  # a part may be there twice
             kind, attributes = "Concat", {"axis": node.args[1]}
         elif node.op == "call_function":
             kind = known(FUNCTIONS, node.target)

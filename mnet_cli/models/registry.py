@@ -67,6 +67,8 @@ def build_model(
             f"{given[name]} has no effect with {arch}, which has no such option",
             next_step="Remove the key, or change model.arch",
         )
+    if head not in ("linear", "multi_stage"):
+        raise ValueError(f"head must be linear or multi_stage, not {head}")
     model = architecture.build(num_classes, **given)
     if head == "multi_stage":
         from mnet_cli.models.multi_stage import MultiStage

@@ -59,7 +59,7 @@ def _beside_exact(key: str, reason: str) -> Rule:
         lambda value, solver: solver == "exact",
         "no effect with train.solver: exact",
         reason,
-        "Remove it, or set train.solver: sgd",
+        "Remove it (--set KEY=null removes a key), or set train.solver: sgd",
     )
 
 
@@ -136,7 +136,13 @@ RULES = (
         _beside_exact(f"train.{key}", "there is one result, not one of each epoch")
         for key in OF_EPOCHS
     ),
-    _beside_exact("model.freeze", "it trains the last linear layer alone"),
+    Rule(
+        ("model.freeze", "train.solver"),
+        lambda freeze, solver: solver == "exact" and freeze != "all_but_last",
+        "no effect with train.solver: exact",
+        "it trains the last linear layer alone",
+        "Remove it (--set KEY=null removes a key), or set train.solver: sgd",
+    ),
     _beside_exact("model.dropout", "it trains without dropout"),
     _beside_exact("data.batch_size", "it learns from all images at once"),
     Rule(

@@ -138,9 +138,10 @@ class Data(Section):
     cached_views: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] = Field(
         "auto",
         description="Random views of each image whose frozen activations are computed once and "
-        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 4 of "
-        "up to 5,000 images and fewer of more; where more than the classifier learns, as many as "
-        "the epochs if these are 10 or fewer, else 0; and 0 with mixup or cutmix.",
+        "kept, for the epochs to take turns with; 0 computes new ones every epoch; auto takes 2 "
+        "with flip, else 4 of up to 5,000 images and fewer of more; where more than the "
+        "classifier learns, as many as the epochs if these are 10 or fewer, else 0; and 0 with "
+        "mixup or cutmix.",
     )
     skip_bad: bool = Field(
         False, description="Leave unreadable images out and list them, instead of stopping."

@@ -336,7 +336,8 @@ def choose_source(
             if views:
                 return CachedBatches(job, order, boundary, views, on_features)
         except MachineError as error:
-            if cached_views != "auto" or cached or job.group.size > 1:
+            needed = job.recipe.train.solver == "exact" or cached_views != "auto" or cached
+            if needed or job.group.size > 1:
                 raise
             note = f"without the cache: {error}"
     # Elsewhere autograd skips the frozen part as well, and nothing has to leave the device.

@@ -1,8 +1,8 @@
 """The last linear layer, solved exactly: multinomial logistic regression with an L2 penalty.
 
-On frozen features the problem is convex, so it has one solution, which neither a learning rate
-nor a seed changes (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning,
-sections 4.4 and 7.10).
+On frozen features the problem is convex, so it has one solution, without a learning rate or
+epochs (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, sections 4.4 and
+7.10). A seed decides only which images are together in a fold.
 """
 
 import warnings
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp  # type: ignore[import-untyped]
 from torch import nn
 
 from mnet_cli.data.folds import assign_folds
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 # Half a power of ten each, from the strongest penalty to the weakest.
-STRENGTHS = tuple(float(10 ** (-step / 2)) for step in range(11))
+STRENGTHS = tuple(float(10 ** (2 - step / 2)) for step in range(15))
 WORSE = 2  # strengths in a row that are worse than the best end the search
-MOST_ITERATIONS = 1000
+MOST_ITERATIONS, TOLERANCE = 1000, 1e-6  # the largest slope that counts as a minimum
+LEAST_SCALE = 1e-3  # of a feature, as a share of the median: one that hardly varies stays small
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -40,12 +41,13 @@ class Choice:
         strength: λ of the objective: mean loss + λ/2 · sum of the squared weights, on features of
             mean 0 and variance 1.
         tried: Strengths that were tried.
-        folds: Of the cross-validation; 0 where there were too few images for it.
+        folds: Of the cross-validation; 0 where there were too few images for it. Images of a class
+            that the other folds lack are not scored.
         loss: Mean log loss of images that were not trained on, weighted by class as in training;
             None without folds.
         top1: Their share of correct answers; None without folds.
         iterations: Of L-BFGS, with all images.
-        converged: Whether they came to an end before there were `MOST_ITERATIONS`.
+        converged: Whether they ended at the minimum.
     """
 
     strength: float
@@ -119,7 +121,7 @@ def solve(rows: TrainingRows, seed: int, on_progress: Progress | None = None) ->
     folds = np.tile(_folds(rows, seed), views)
     choice = _choose_strength(problem, folds, on_progress)
     regression = problem.regression()
-    problem.fit(regression, choice.strength, np.ones(len(folds), bool))
+    converged = problem.fit(regression, choice.strength, np.ones(len(folds), bool))
     weight, bias = _as_layer(regression)
     losses, _ = problem.score(regression, np.ones(len(folds), bool))
     iterations = int(regression.n_iter_.max())
@@ -127,7 +129,7 @@ def solve(rows: TrainingRows, seed: int, on_progress: Progress | None = None) ->
         (weight / scale).astype(np.float32),
         (bias - (weight / scale) @ mean).astype(np.float32),
         float(np.average(losses, weights=problem.weights)),
-        replace(choice, iterations=iterations, converged=iterations < MOST_ITERATIONS),
+        replace(choice, iterations=iterations, converged=converged),
     )
 
 
@@ -149,24 +151,34 @@ class _Problem:
     def regression(self) -> "LogisticRegression":
         from sklearn.linear_model import LogisticRegression  # slow to import
 
-        return LogisticRegression(warm_start=True, max_iter=MOST_ITERATIONS, tol=1e-4)
+        return LogisticRegression(warm_start=True, max_iter=MOST_ITERATIONS, tol=TOLERANCE)
 
-    def fit(self, regression: "LogisticRegression", strength: float, mask: Mask) -> None:
-        """Solve with the rows of a mask (M,); goes on from the regression's last solution."""
+    def fit(self, regression: "LogisticRegression", strength: float, mask: Mask) -> bool:
+        """Solve with the rows of a mask (M,); goes on from the regression's last solution.
+
+        Returns:
+            Whether the minimum was reached.
+        """
         from sklearn.exceptions import ConvergenceWarning
 
         weights = self.weights * mask
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is part of the result
-            regression.set_params(C=1 / (strength * weights.sum()))
+        # Of two classes scikit-learn penalizes w, where the layer has w/2 and -w/2.
+        double = 2 if self.num_classes == 2 else 1
+        regression.set_params(C=double / (strength * weights.sum()))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
             regression.fit(self.features, self.labels, weights)
+        return not any(issubclass(one.category, ConvergenceWarning) for one in caught)
 
     def score(self, regression: "LogisticRegression", mask: Mask) -> tuple[Rows, Mask]:
         """The log loss of each row of a mask, and whether its answer is right."""
         weight, bias = _as_layer(regression)
-        logits = self.features[mask] @ weight.T.astype(np.float32) + bias
+        logits = self.features[mask] @ weight.T.astype(np.float32) + bias.astype(np.float32)
         labels = self.labels[mask]
-        losses = logsumexp(logits, axis=1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        losses = (
+            torch.from_numpy(logits).logsumexp(1).numpy()
+            - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        )
         return losses, logits.argmax(1) == labels
 
 
@@ -174,27 +186,35 @@ def _choose_strength(
     problem: _Problem, folds: NDArray[np.intp], on_progress: Progress | None
 ) -> Choice:
     count = int(folds.max()) + 1
-    held_out = [folds == fold for fold in range(count)]
-    # A fold whose other images are of one class alone has nothing to learn from.
-    held_out = [mask for mask in held_out if len(np.unique(problem.labels[~mask])) > 1]
-    if not held_out:
+    pairs: list[tuple[Mask, Mask]] = []  # what is learnt from, and what is scored then
+    for fold in range(count):
+        known = np.unique(problem.labels[folds != fold])
+        scored = (folds == fold) & np.isin(problem.labels, known)
+        if len(known) > 1 and scored.any():
+            pairs.append((folds != fold, scored))
+    if not pairs:
         return Choice(STRENGTHS[len(STRENGTHS) // 2], 0, 0, None, None)
-    regressions = [problem.regression() for _ in held_out]
-    weights = np.concatenate([problem.weights[mask] for mask in held_out])
+    regressions = [problem.regression() for _ in pairs]
+    total = len(STRENGTHS) * len(pairs)
+    weights = np.concatenate([problem.weights[scored] for _, scored in pairs])
     found: list[tuple[float, float]] = []  # loss and share of correct answers of each strength
     for number, strength in enumerate(STRENGTHS):
         scores = []
-        for done, (regression, mask) in enumerate(zip(regressions, held_out, strict=True), 1):
-            problem.fit(regression, strength, ~mask)
-            scores.append(problem.score(regression, mask))
+        for done, (regression, (learnt, scored)) in enumerate(
+            zip(regressions, pairs, strict=True), 1
+        ):
+            problem.fit(regression, strength, learnt)
+            scores.append(problem.score(regression, scored))
             if on_progress:
-                on_progress(number * len(held_out) + done, len(STRENGTHS) * len(held_out))
+                on_progress(number * len(pairs) + done, total)
         losses, correct = (np.concatenate(parts) for parts in zip(*scores, strict=True))
         found.append((float(np.average(losses, weights=weights)), float(correct.mean())))
         best = min(range(len(found)), key=lambda place: found[place][0])
         if number - best >= WORSE:
             break
-    return Choice(STRENGTHS[best], len(found), len(held_out), *found[best])
+    if on_progress:
+        on_progress(total, total)
+    return Choice(STRENGTHS[best], len(found), len(pairs), *found[best])
 
 
 def _as_layer(regression: "LogisticRegression") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -215,9 +235,10 @@ def last_linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _moments(features: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature (D,); 1 for the deviation of a constant."""
+    """Mean and standard deviation of each feature (D,), the latter not below `LEAST_SCALE`."""
     number = features.shape[0] * features.shape[1]
     mean = features.sum((0, 1), dtype=np.float64) / number
     apart = (np.square(view - mean.astype(np.float32)) for view in features)
     scale = np.sqrt(sum(squares.sum(0, dtype=np.float64) for squares in apart) / number)
-    return mean, np.where(scale > 1e-6 * np.abs(mean).max(initial=1e-6), scale, 1.0)
+    varying = scale[scale > 0]
+    return mean, np.maximum(scale, LEAST_SCALE * np.median(varying) if len(varying) else 1.0)

@@ -191,7 +191,8 @@ def _check_phases(recipe: Recipe, model: nn.Module) -> None:
         if recipe.train.solver == "exact" and not (len(front) and last_linear(rest)):
             raise RecipeError(
                 "train.solver",
-                f"exact, but the last linear layer of {recipe.model.arch} cannot be divided off",
+                f"exact, but the last linear layer of {recipe.model.arch} cannot be divided off, "
+                "or has no bias",
                 next_step="Set train.solver: sgd",
             )
     if recipe.data.cached_views not in ("auto", 0) and not any(fronts):

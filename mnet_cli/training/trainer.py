@@ -282,7 +282,7 @@ class Trainer:
                 self.source.train_rows(),
                 samples.labels,
                 layer.out_features,
-                np.ones(layer.out_features) if weights is None else weights.double().cpu().numpy(),
+                np.ones(layer.out_features) if weights is None else weights.cpu().double().numpy(),
                 samples.sha256,
                 same_contents(samples.sha256),
             ),
@@ -388,6 +388,12 @@ class Trainer:
         said = str(error).casefold() if isinstance(error, RuntimeError) else ""
         if not isinstance(error, MemoryError) and not any(word in said for word in OUT_OF_MEMORY):
             return None
+        if self.job.recipe.train.solver == "exact":
+            return MachineError(
+                "train.solver",
+                "too little memory for the features of all images",
+                next_step="Set data.augment: none, or train.solver: sgd",
+            )
         size = self.job.recipe.data.batch_size
         return MachineError(
             "data.batch_size",
