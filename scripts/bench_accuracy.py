@@ -65,13 +65,12 @@ def train(setting: str, given: Mapping[str, object], folder: Path) -> Scores:
     summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
-    inside = summary["solver"] or {}
+    inside = summary["solver"] or {"top1": None, "loss": None}
     return Scores(
         float(summary["best"]["top1"]),
         float(last["top1"]),
         float(last["val_loss"]),
-        inside.get("top1") or math.nan,
-        inside.get("loss") or math.nan,
+        *(math.nan if inside[name] is None else inside[name] for name in ("top1", "loss")),
     )
 
 

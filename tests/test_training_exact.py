@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mnet_cli.cli import run
-from mnet_cli.data.folds import same_contents
 from mnet_cli.errors import RecipeError
 from mnet_cli.formats.checkpoint import load_checkpoint
 from mnet_cli.recipe import load_recipe, load_resolved
@@ -29,14 +28,7 @@ def rows_of(classes: int, images: int = 120, views: int = 2) -> TrainingRows:
     features = centres[labels] + noise.normal(scale=2, size=(views, images, 12)) + 5
     features[..., 3] = 1.5  # a feature that never changes
     sha256 = noise.integers(256, size=(images, 32), dtype=np.uint8)
-    return TrainingRows(
-        features.astype(np.float32),
-        labels,
-        classes,
-        np.ones(classes),
-        sha256,
-        same_contents(sha256),
-    )
+    return TrainingRows(features.astype(np.float32), labels, classes, np.ones(classes), sha256)
 
 
 def penalized_loss(rows, solution, weight, bias) -> torch.Tensor:
@@ -77,7 +69,6 @@ def test_the_order_of_images_does_not_matter():
         features=rows.features[:, order],
         labels=rows.labels[order],
         sha256=rows.sha256[order],
-        groups=same_contents(rows.sha256[order]),
     )
     one, another = solve(rows, 0), solve(other, 0)
     assert one.choice.strength == another.choice.strength

@@ -16,7 +16,7 @@ from mnet_cli.models.forward import is_own
 from mnet_cli.models.freeze import RANDOM, as_staged, check_pieces, head_layer
 
 STAGES = 5  # whose outputs are pooled, the last one included
-SIZE = 224  # of the images that tell how large the outputs are; nothing is computed
+SIZE = 224  # pixels; of the images that tell how large the outputs are
 
 
 class PooledStages(nn.Module):
@@ -78,7 +78,7 @@ class MultiStage(nn.Module):
         end = len(pieces) - 1
         while isinstance(pieces[end - 1], RANDOM):
             end -= 1
-        pooled = _chosen(pieces[:end])
+        self._pooled, size = _chosen(pieces[:end])
         network.set_submodule(last, nn.Identity())  # its place in the state dict's order stays
         for name, child in network.named_children():
             self.add_module(name, child)
@@ -93,9 +93,6 @@ class MultiStage(nn.Module):
         names = {module: name for name, module in self.named_modules()}
         self._below = tuple(names[piece] for piece in pieces[:end])
         self._above = (*(names[piece] for piece in pieces[end:-1]), last)
-        self._pooled = tuple(pooled)
-        plain = copy.deepcopy(self._features()).to("meta").eval()
-        size = plain(torch.empty(1, 3, SIZE, SIZE, device="meta")).shape[1]
         linear = nn.Linear(size, num_classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
@@ -118,8 +115,8 @@ class MultiStage(nn.Module):
         return x
 
 
-def _chosen(pieces: Sequence[nn.Module]) -> list[int]:
-    """The places of the pieces to pool.
+def _chosen(pieces: Sequence[nn.Module]) -> tuple[tuple[int, ...], int]:
+    """The places of the pieces to pool, and the number of features in all.
 
     The output of the last piece is a feature anyway, so the last feature map is left out where
     nothing that learns lies above it.
@@ -143,7 +140,7 @@ def _chosen(pieces: Sequence[nn.Module]) -> list[int]:
         last.pop()
     if not last:
         raise _refusal("has no feature maps besides the last one")
-    return last
+    return tuple(last), sum(channels[place] for place in last) + x.shape[1]
 
 
 def _refusal(reason: str) -> RecipeError:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mnet_cli.data.folds import assign_folds
+from mnet_cli.data.folds import assign_folds, same_contents
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -86,7 +86,6 @@ class TrainingRows:
         num_classes: K.
         class_weights: What an image of each class counts (K,).
         sha256: Digests of the images (N, 32).
-        groups: The group of each image (N,), which is never divided; see `assign_folds`.
     """
 
     features: Rows
@@ -94,7 +93,6 @@ class TrainingRows:
     num_classes: int
     class_weights: NDArray[np.float64]
     sha256: NDArray[np.uint8]
-    groups: NDArray[np.intp]
 
 
 def solve(rows: TrainingRows, seed: int, on_progress: Progress | None = None) -> Solution:
@@ -134,9 +132,10 @@ def solve(rows: TrainingRows, seed: int, on_progress: Progress | None = None) ->
 
 
 def _folds(rows: TrainingRows, seed: int) -> NDArray[np.intp]:
-    """The fold of each image (N,)."""
-    count = min(FOLDS, int(rows.groups.max()) + 1)
-    return assign_folds(rows.labels, rows.sha256, rows.groups, count, seed)
+    """The fold of each image (N,); copies of a photograph are in the same one."""
+    groups = same_contents(rows.sha256)
+    count = min(FOLDS, int(groups.max()) + 1)
+    return assign_folds(rows.labels, rows.sha256, groups, count, seed)
 
 
 @dataclass(frozen=True)

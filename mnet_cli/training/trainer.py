@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnet_cli.data.folds import same_contents
 from mnet_cli.data.loader import EpochBatches, seed_of, seed_torch, worker_death
 from mnet_cli.errors import MachineError, MnetError, RefusedError
 from mnet_cli.formats.checkpoint import save_checkpoint
@@ -284,7 +283,6 @@ class Trainer:
                 layer.out_features,
                 np.ones(layer.out_features) if weights is None else weights.cpu().double().numpy(),
                 samples.sha256,
-                same_contents(samples.sha256),
             ),
             job.recipe.train.seed,
             lambda done, total: self.emit(FitsSolved(done, total)),
